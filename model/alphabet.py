@@ -1,0 +1,30 @@
+"""Characters ↔ class indices. Index 0 is CTC's blank and never a printable character."""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+BLANK = 0
+
+
+def collapse(path: Iterable[int]) -> list[int]:
+    """CTC's rule for one path of class indices: first merge repeats, then drop blanks."""
+    return [index for index, _ in groupby(path) if index != BLANK]
+
+
+class Alphabet:
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self._index = {character: index for index, character in enumerate(characters, start=1)}
+
+    @property
+    def classes(self) -> int:
+        """K: the characters and the blank."""
+        return len(self.characters) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Raises KeyError for a character that is not in the alphabet."""
+        return [self._index[character] for character in text]
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of a label or a decoded row; blanks, also those that pad it, are skipped."""
+        return "".join(self.characters[index - 1] for index in indices if index != BLANK)

@@ -1,0 +1,62 @@
+"""CTC loss, greedy decoding and scores. Labels (N, L) hold class indices, padded with 0, the blank.
+
+Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
+"""
+
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.alphabet import BLANK
+
+
+def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood (N,) of each label, in float32 whatever the logits' (T, N, K) type."""
+    steps, images, _ = logits.shape
+    log_probs = logits.float().log_softmax(2)
+    return F.ctc_loss(
+        log_probs,
+        labels.long(),
+        input_lengths=torch.full((images,), steps, dtype=torch.long),
+        target_lengths=label_lengths(labels),
+        blank=BLANK,
+        reduction="none",
+    )
+
+
+def ctc_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over images of the loss per character, as torch's own `reduction="mean"`."""
+    return (ctc_losses(logits, labels) / label_lengths(labels)).mean()
+
+
+def label_lengths(labels: Tensor) -> Tensor:
+    return (labels != BLANK).sum(1)
+
+
+def greedy_decode(logits: Tensor) -> Tensor:
+    """The collapsed best path of each image: uint8 (N, T), padded with 0."""
+    path = logits.argmax(2).T  # (N, T)
+    repeats = torch.zeros_like(path, dtype=torch.bool)
+    repeats[:, 1:] = path[:, 1:] == path[:, :-1]
+    kept = (path != BLANK) & ~repeats
+    # What is not kept is written to one column too many, which is then cut off.
+    position = torch.where(kept, kept.cumsum(1) - 1, path.shape[1])
+    decoded = path.new_zeros(path.shape[0], path.shape[1] + 1).scatter_(1, position, path)
+    return decoded[:, :-1].to(torch.uint8)
+
+
+def exact_matches(decoded: Tensor, labels: Tensor) -> Tensor:
+    """Whether the whole text is right: bool (N,)."""
+    length = labels.shape[1]
+    return (decoded[:, :length] == labels).all(1) & (decoded[:, length:] == BLANK).all(1)
+
+
+def character_error_rate(decoded: Tensor, labels: Tensor) -> float:
+    """Edit distance over true characters; an image counts at most all its characters, so it stays in 0…1."""
+    wrong = ~exact_matches(decoded, labels)
+    errors = 0
+    for read, true in zip(decoded[wrong].tolist(), labels[wrong].tolist(), strict=True):
+        true = [index for index in true if index != BLANK]
+        errors += min(Levenshtein.distance([index for index in read if index != BLANK], true), len(true))
+    return errors / int(label_lengths(labels).sum())

@@ -1,0 +1,84 @@
+"""Batches on a trial's device, from pools or from a stream of fresh images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from model.alphabet import Alphabet
+from model.captchas import Split, render
+from model.config import TrialConfig
+from model.pools import Pool, encode_padded, open_pool, pool_specs
+
+Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W), labels uint8 (n, L) padded with 0
+
+
+class Data:
+    """A trial's images. Raises FileNotFoundError if a pool in `folder` is missing or damaged.
+
+    `workers` processes render a stream's images; with 0 the training process does it itself.
+    """
+
+    def __init__(self, config: TrialConfig, folder: Path, device: torch.device, workers: int = 0) -> None:
+        self.config, self.device, self.workers = config, device, workers
+        pools: dict[Split, Batch] = {}
+        for split, spec in pool_specs(config).items():
+            pool = open_pool(spec, folder)
+            if pool is None:
+                raise FileNotFoundError(f"{folder / spec.name}: the image pool is missing or damaged")
+            pools[split] = self._tensors(pool)
+        self.valid = pools["valid"]
+        self._train = pools.get("train")
+
+    def _tensors(self, pool: Pool) -> Batch:
+        """On the device if the images take less than a quarter of what is free there, else in mapped host memory."""
+        images, labels = torch.from_numpy(pool.images), torch.from_numpy(pool.labels)
+        if self.device.type == "cuda" and pool.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
+            images = images.to(self.device)
+        return images, labels.to(self.device)
+
+    def train_batches(self, epoch: int) -> Iterator[Batch]:
+        """`steps_per_epoch` full batches; epochs count from 1 and a pool's order is drawn from (seed, epoch)."""
+        size = self.config.training.batch_size
+        count = self.config.steps_per_epoch * size
+        if self._train is None:
+            first = (epoch - 1) * self.config.data.train_images
+            fresh = DataLoader(
+                _Captchas(self.config),
+                batch_size=size,
+                sampler=range(first, first + count),
+                num_workers=self.workers,
+            )
+            for images, labels in fresh:
+                yield images.to(self.device), labels.to(self.device)
+        else:
+            pool_images, pool_labels = self._train
+            order = torch.randperm(len(pool_labels), generator=seeded(self.config.training.seed, epoch))
+            for rows in order[:count].split(size):
+                images = pool_images[rows.to(pool_images.device)].to(self.device, non_blocking=True)
+                yield images, pool_labels[rows.to(self.device)]
+
+    def valid_batches(self, size: int = 500) -> Iterator[Batch]:
+        images, labels = self.valid
+        for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
+            yield some_images.to(self.device), some_labels
+
+
+def seeded(seed: int, epoch: int) -> torch.Generator:
+    """A generator of its own for each epoch: a resumed trial needs no generator's state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+class _Captchas(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """The training set without end: any index gives an image and its label."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        self.captcha, self.seed = config.captcha, config.data.seed
+        self.alphabet = Alphabet(config.captcha.characters)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, text = render(self.captcha, self.seed, "train", index)
+        return image.copy(), encode_padded(self.alphabet, text, self.captcha.lengths[1])

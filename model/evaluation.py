@@ -1,0 +1,67 @@
+"""Scores of a network over a set of images, and the images it reads worst."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model import ctc
+from model.precision import autocast
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over images: CTC's `loss` per character, `error_rate` of whole texts, `cer` of characters."""
+
+    loss: float
+    error_rate: float
+    cer: float
+
+    @property
+    def acc(self) -> float:
+        return 1 - self.error_rate
+
+    def tagged(self, prefix: str) -> dict[str, float]:
+        names = ("loss", "acc", "error_rate", "cer")
+        return {f"{prefix}/{name}": getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some images of a set, on the CPU, by descending loss: rows (n,) in the set, labels and readings (n, ·), and
+    each image's own CTC loss (n,)."""
+
+    rows: Tensor
+    labels: Tensor
+    decoded: Tensor
+    losses: Tensor
+
+
+def score(losses: Tensor, decoded: Tensor, labels: Tensor) -> Scores:
+    """Weighs each image the same, however they were batched. Losses (N,) are those of whole texts."""
+    return Scores(
+        loss=float((losses.double() / ctc.label_lengths(labels)).mean()),
+        error_rate=1 - float(ctc.exact_matches(decoded, labels).double().mean()),
+        cer=ctc.character_error_rate(decoded, labels),
+    )
+
+
+def worst(losses: Tensor, decoded: Tensor, labels: Tensor, count: int = 16) -> Samples:
+    order = losses.argsort(descending=True, stable=True)[:count]
+    return Samples(order.cpu(), labels[order].cpu(), decoded[order].cpu(), losses[order].cpu())
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[Scores, Samples]:
+    """Leaves the network in evaluation mode."""
+    network.eval()
+    losses, readings, truths = [], [], []
+    for images, labels in batches:
+        with autocast(images.device, precision):
+            logits = network(images)
+        losses.append(ctc.ctc_losses(logits, labels))
+        readings.append(ctc.greedy_decode(logits))
+        truths.append(labels)
+    result = (torch.cat(losses), torch.cat(readings), torch.cat(truths))
+    return score(*result), worst(*result)

@@ -1,0 +1,166 @@
+"""Images rendered once into files that all trials map. Imports no torch: the processes that render start fast.
+
+A pool is one file: a 4,096-byte header (magic, checksum, JSON), then the images, uint8 (N, C, H, W),
+then the labels, uint8 (N, L), class indices padded with 0. Its name is a hash of all that determines it.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from model.alphabet import Alphabet
+from model.captchas import Split, render
+from model.config import CaptchaConfig, TrialConfig
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+_MAGIC = b"captcha-pool-1\n"
+_HEADER_BYTES = 4096
+_CHUNK = 500  # images a worker renders at a time
+
+
+@dataclass(frozen=True)
+class Pool:
+    """images uint8 (N, C, H, W) and labels uint8 (N, L), mapped from a file; texts of any row by `alphabet`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """All that determines a pool's bytes."""
+
+    captcha: CaptchaConfig
+    seed: int
+    split: Split
+    count: int
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        libraries = {name: version(name) for name in ("captcha", "pillow")}
+        config = self.captcha.model_dump(mode="json")
+        return {"config": config, "seed": self.seed, "split": self.split, "count": self.count, "libraries": libraries}
+
+    @property
+    def name(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.contents, sort_keys=True).encode()).hexdigest()
+        return f"{self.split}-{self.count}-{digest[:16]}.pool"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        return (self.count, self.captcha.channels, self.captcha.height, self.captcha.width)
+
+    @property
+    def label_shape(self) -> tuple[int, int]:
+        return (self.count, self.captcha.lengths[1])
+
+    @property
+    def file_bytes(self) -> int:
+        return _HEADER_BYTES + int(np.prod(self.image_shape)) + int(np.prod(self.label_shape))
+
+    def header(self) -> bytes:
+        body = json.dumps(self.contents, sort_keys=True).encode()
+        header = _MAGIC + f"{zlib.crc32(body):08x} {len(body):06d}\n".encode() + body
+        if len(header) > _HEADER_BYTES:
+            raise ValueError(f"captcha.characters: a pool's header has no room for {len(self.captcha.characters)}")
+        return header.ljust(_HEADER_BYTES, b"\0")
+
+
+def pool_specs(config: TrialConfig) -> dict[Split, PoolSpec]:
+    """The pools that a config's trials read; a stream renders its training images itself."""
+    counts: dict[Split, int] = {"valid": config.data.valid_images}
+    if config.data.source == "pool":
+        counts["train"] = config.data.train_images
+    return {split: PoolSpec(config.captcha, config.data.seed, split, count) for split, count in counts.items()}
+
+
+def open_pool(spec: PoolSpec, folder: Path) -> Pool | None:
+    """The pool, or None if the file is missing, cut short or not what its header should be."""
+    path = folder / spec.name
+    try:
+        with path.open("rb") as file:
+            if file.read(_HEADER_BYTES) != spec.header() or path.stat().st_size != spec.file_bytes:
+                return None
+    except OSError:
+        return None
+    return _map(path, spec, "c")  # copy-on-write: shares the page cache, and torch wants writable memory
+
+
+def _map(path: Path, spec: PoolSpec, mode: Any) -> Pool:
+    images = np.memmap(path, np.uint8, mode, offset=_HEADER_BYTES, shape=spec.image_shape)
+    labels = np.memmap(path, np.uint8, mode, offset=_HEADER_BYTES + images.size, shape=spec.label_shape)
+    return Pool(images, labels)
+
+
+def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Progress | None = None) -> bool:
+    """Renders what is missing, with `workers` processes; says whether anything was.
+
+    Two sweeps that start at once render once: the second waits for the lock and finds the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "render.lock"):
+        missing = [spec for spec in pool_specs(config).values() if open_pool(spec, folder) is None]
+        if missing:
+            _render_pools(missing, folder, workers, progress or (lambda done, total: None))
+    return bool(missing)
+
+
+def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: Progress) -> None:
+    total, done = sum(spec.count for spec in specs), 0
+    progress(0, total)
+    temporary = {spec: folder / f".{spec.name}.{os.getpid()}" for spec in specs}
+    # Spawned, not forked: the caller may hold threads. Ctrl-C is the caller's to handle.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        for spec, path in temporary.items():
+            with path.open("wb") as file:
+                file.write(spec.header())
+                file.truncate(spec.file_bytes)
+        futures = [
+            executor.submit(_render_chunk, path, spec, start, min(start + _CHUNK, spec.count))
+            for spec, path in temporary.items()
+            for start in range(0, spec.count, _CHUNK)
+        ]
+        for future in as_completed(futures):
+            done += future.result()
+            progress(done, total)
+        for spec, path in temporary.items():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            path.replace(folder / spec.name)
+    finally:
+        executor.shutdown(cancel_futures=True)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def _render_chunk(path: Path, spec: PoolSpec, start: int, stop: int) -> int:
+    pool = _map(path, spec, "r+")
+    alphabet = Alphabet(spec.captcha.characters)
+    for index in range(start, stop):
+        pool.images[index], text = render(spec.captcha, spec.seed, spec.split, index)
+        pool.labels[index] = encode_padded(alphabet, text, pool.labels.shape[1])
+    return stop - start
+
+
+def encode_padded(alphabet: Alphabet, text: str, length: int) -> np.ndarray:
+    """The text as one row of labels: uint8 (length,), padded with 0."""
+    indices = alphabet.encode(text)
+    return np.array(indices + [0] * (length - len(indices)), np.uint8)

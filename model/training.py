@@ -1,0 +1,147 @@
+"""Training one trial: config in, scores out, an epoch at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model import ctc, precision
+from model.config import TrialConfig
+from model.crnn import CRNN
+from model.data import Data
+from model.evaluation import Samples, Scores, evaluate, score, worst
+from model.optimizers import make_optimizer
+from model.schedules import factor
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+LOG_POINTS = 200  # per tag and trial: more only make TensorBoard slow
+
+
+class Diverged(Exception):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known when an epoch ends. `state` holds all that `train(resume_from=)` needs to go on after it, as
+    references: copy or save it before the next epoch begins."""
+
+    number: int
+    train: Scores
+    valid: Scores
+    best: bool
+    best_number: int
+    best_valid: Scores
+    train_worst: Samples
+    train_worst_images: Tensor
+    valid_worst: Samples
+    state: dict[str, Any]
+
+
+def make_network(config: TrialConfig, device: torch.device) -> CRNN:
+    """Weights drawn from the config's training seed. Channels-last: convolutions run about twice as fast in it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        network = CRNN(config)
+    network.to(device)
+    return network.to(memory_format=torch.channels_last)
+
+
+def train(
+    config: TrialConfig,
+    network: nn.Module,
+    data: Data,
+    log: Log = lambda step, values: None,
+    resume_from: Mapping[str, Any] | None = None,
+) -> Iterator[Epoch]:
+    """Trains in place and yields after each epoch. Steps count from 1 when logged. Raises Diverged."""
+    device = data.device
+    numeric = precision.resolve(config.training.precision, device)
+    optimizer = make_optimizer(network.parameters(), config.optimizer)
+    steps_per_epoch, epochs = config.steps_per_epoch, config.training.epochs
+    steps = steps_per_epoch * epochs
+    best_number, best = 0, Scores(math.inf, math.inf, math.inf)
+    first = 1
+    if resume_from is not None:
+        network.load_state_dict(resume_from["network"])
+        optimizer.load_state_dict(resume_from["optimizer"])
+        first = resume_from["epoch"] + 1
+        best_number, best = resume_from["best_number"], Scores(**resume_from["best"])
+
+    for number in range(first, epochs + 1):
+        # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.
+        torch.manual_seed(config.training.seed * 1_000_003 + number)
+        network.train()
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, readings and labels of this epoch's batches
+        logged = 0
+        step = (number - 1) * steps_per_epoch
+        for images, labels in data.train_batches(number):
+            rate = config.optimizer.lr * factor(config.schedule, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with precision.autocast(device, numeric):
+                logits = network(images)  # (T, N, K)
+            losses = ctc.ctc_losses(logits, labels)
+            optimizer.zero_grad()
+            (losses / ctc.label_lengths(labels)).mean().backward()
+            if config.optimizer.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_clip)
+            optimizer.step()
+            step += 1
+
+            seen.append((losses.detach(), ctc.greedy_decode(logits.detach()), labels))
+            if _is_logged(step, steps_per_epoch, epochs):
+                # The one point where the host waits for the device.
+                loss, accuracy = _means(seen[logged:])
+                values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
+                log(step, {f"train/{name}": value for name, value in values.items()})
+                logged = len(seen)
+                if not math.isfinite(loss):
+                    raise Diverged(f"the loss was {loss} by step {step}")
+
+        trained = score(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+        if not math.isfinite(trained.loss):
+            raise Diverged(f"the loss was {trained.loss} in epoch {number}")
+        validated, valid_worst = evaluate(network, data.valid_batches(), numeric)
+        is_best = (validated.error_rate, validated.loss) < (best.error_rate, best.loss)
+        if is_best:
+            best_number, best = number, validated
+        train_worst = worst(*seen[-1])
+        yield Epoch(
+            number=number,
+            train=trained,
+            valid=validated,
+            best=is_best,
+            best_number=best_number,
+            best_valid=best,
+            train_worst=train_worst,
+            train_worst_images=images.cpu()[train_worst.rows],
+            valid_worst=valid_worst,
+            state={
+                "epoch": number,
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "best_number": best_number,
+                "best": asdict(best),
+            },
+        )
+
+
+def _is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
+    """Points are spread evenly, at most LOG_POINTS of them, and never average over the end of an epoch."""
+    epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
+    if epochs > LOG_POINTS:
+        return step_in_epoch + 1 == steps_per_epoch and (epoch + 1) % math.ceil(epochs / LOG_POINTS) == 0
+    every = math.ceil(steps_per_epoch / (LOG_POINTS // epochs))
+    return (step_in_epoch + 1) % every == 0 or step_in_epoch + 1 == steps_per_epoch
+
+
+def _means(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
+    """Loss per character and exact match over some batches."""
+    losses, decoded, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    accuracy = ctc.exact_matches(decoded, labels).double().mean()
+    return float((losses.double() / ctc.label_lengths(labels)).mean()), float(accuracy)

@@ -1,0 +1,1 @@
+"""Many trials of the recogniser, side by side."""

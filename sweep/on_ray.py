@@ -1,0 +1,174 @@
+"""Runs a search's trials as Ray Tune actors, each on the CPUs and the GPU share allotted to it.
+
+Ray starts, places and restarts processes. What to try, when to stop and what is known stay with `Search`; a trial
+that is started again finds its own checkpoint.
+"""
+
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported. It listens on all interfaces, so only who has the token may talk to it.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from sweep.config import SweepConfig
+from sweep.resources import Allotment
+from sweep.searcher import Search
+from sweep.trial import Trial, Workplace, see_no_gpu
+
+
+class RayTrial(tune.Trainable):
+    """`step` is the next epoch, `cleanup` closes. Neither setting up nor resetting does work that can fail: a failed
+    reset of a reused actor would hang Tune."""
+
+    def setup(self, config: dict[str, Any], sweep: SweepConfig, workplace: Workplace) -> None:
+        self.sweep, self.workplace = sweep, workplace
+        if not workplace.gpu:
+            see_no_gpu()
+        self.trial: Trial | None = None
+
+    def step(self) -> dict[str, Any]:
+        if self.trial is None:
+            self.trial = Trial(self.sweep, self.workplace, self.config["name"], self.config["values"])
+        return self.trial.step()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        return True
+
+    def cleanup(self) -> None:
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            trial.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Ray asks for one when it is interrupted; a trial keeps its own."""
+
+
+class _HasSearch:
+    """Ray pickles what it is given into its own state; the search stays out of it, for it keeps itself on disk."""
+
+    _search: Search
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_search"}
+
+
+class _Suggestions(_HasSearch, Searcher):
+    """Hands the search's trials to Ray."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self._search = search
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        record = self._search.ask()
+        if record is None:
+            return str(Searcher.FINISHED)
+        return {"number": record.number, "name": record.name, "values": record.values}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The scheduler has told the search already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The search keeps itself on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+
+class _Decisions(_HasSearch, FIFOScheduler):
+    """Hands each epoch's result to the search, and its decision to Ray."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self._search = search
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        go_on = self._search.report(trial.config["number"], result)
+        return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else "no reason was given"
+        self._search.fail(trial.config["number"], f"its process was lost: {reason}"[:300])
+
+
+def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment) -> None:
+    """Returns when all trials are final, or early after Ctrl-C or SIGTERM, with trials still live in `search`."""
+    with _ray(allotment):
+        trainable = tune.with_resources(
+            tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
+            {"cpu": allotment.cpus, "gpu": allotment.gpus},
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Suggestions(search),
+                scheduler=_Decisions(search),
+                num_samples=search.trials,
+                max_concurrent_trials=allotment.at_once,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=str(workplace.root),
+                failure_config=tune.FailureConfig(max_failures=config.search.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                callbacks=[],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config["name"])
+
+
+@contextmanager
+def _ray(allotment: Allotment) -> Iterator[None]:
+    """A Ray of our own on this machine, its sessions in a temporary folder that goes with it."""
+    short = _short_temporary_folder()
+    with tempfile.TemporaryDirectory(prefix="ray-", dir=short, ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local",
+            num_cpus=allotment.total_cpus,
+            num_gpus=allotment.total_gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+        # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            ray.shutdown()
+
+
+def _short_temporary_folder() -> str:
+    """Ray's sockets lie below it, and a socket's path has at most 107 characters."""
+    usual = Path(tempfile.gettempdir())
+    return str(usual if len(str(usual)) <= 20 else Path("/tmp"))

@@ -1,0 +1,175 @@
+"""What the terminal shows while a sweep runs: a live line where there is a terminal, else plain lines."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model import precision
+from sweep.config import NoStopping, SweepConfig, walk
+from sweep.report import formatted
+from sweep.resources import Allotment, Machine
+from sweep.searcher import Search, TrialRecord, trial_count, trial_name
+from sweep.tensorboard import comparison_link
+
+log = logging.getLogger("sweep")
+
+_COLORS = {"completed": "green", "stopped": "yellow", "diverged": "red", "failed": "bold red", "interrupted": "magenta"}
+
+
+class Terminal:
+    """Listens to the search. `verbosity`: 0 only the result, 1 a line for each trial, 2 for each epoch."""
+
+    def __init__(self, verbosity: int = 1) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.verbosity = verbosity
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._states: Counter[str] = Counter()
+        self._best: float | None = None
+        self._epochs: dict[int, int] = {}
+        self._trials, self._epochs_each = 0, 1
+
+    def say(self, text: str, at: int = 1) -> None:
+        """One line of rich markup, if at least that verbose; into the log file always."""
+        log.info(self.console.render_str(text).plain)
+        if self.verbosity >= at:
+            self.console.print(text)
+
+    def header(self, source: Path, config: SweepConfig, machine: Machine, allotment: Allotment, root: Path) -> None:
+        """What is about to happen."""
+        search, device = config.search, torch.device("cuda" if allotment.gpus else "cpu")
+        stopping = search.early_stopping
+        stopped = (
+            f"{stopping.name} on {stopping.metric} from epoch {stopping.grace_epochs}"
+            if not isinstance(stopping, NoStopping)
+            else "no early stopping"
+        )
+        place = f"{machine.gpu_name} × {machine.gpus}" if allotment.gpus else f"CPU, {machine.cpus} cores"
+        numeric = precision.resolve(config.training.precision, device)
+        self.say(f"[bold]crnn-sweep[/] {escape(shown(source))}")
+        for path, parameter, given in walk(search.space):
+            condition = "".join(f"  ({value})" for value in given.values())
+            self.say(f"  searched     {'  ' * len(given)}{path}: {parameter}{condition}")
+        trials, epochs = trial_count(search), config.training.epochs
+        self.say(f"  trials       {trials} of {epochs} epochs, {search.searcher}, {stopped}")
+        self.say(f"  at once      {allotment.at_once}, each on {allotment.cpus:g} CPU and {allotment.gpus:g} GPU")
+        self.say(f"  device       {place}, {numeric}")
+        self.say(f"  writes to    {shown(root)}")
+        self.say(f"  look at it   {logdir_command(root)}\n")
+
+    def live(self, text: str, total: int) -> None:
+        """Starts a bar; `stop` ends it."""
+        self.stop()
+        if self.console.is_terminal and self.verbosity:
+            columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self.console)
+            self._progress.speed_estimate_period = 300
+            self._task = self._progress.add_task(text, total=total)
+            self._progress.start()
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def rendered(self, done: int, total: int) -> None:
+        """Progress of the image pools."""
+        if done == 0:
+            self.say(f"rendering {total:,} captchas; the next sweep with this config finds them")
+            self.live("images", total)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, description=f"{done:,} of {total:,} images")
+
+    def search_begins(self, trials: int, epochs: int) -> None:
+        self._trials, self._epochs_each = trials, epochs
+        self.live(self._status(), trials * epochs)
+
+    def started(self, record: TrialRecord) -> None:
+        self._states["running"] += 1
+        self._refresh()
+
+    def reported(self, record: TrialRecord) -> None:
+        self._epochs[record.number] = record.epochs
+        if record.error_rate is not None:
+            self._best = min(record.error_rate, 2.0 if self._best is None else self._best)
+            best = f"best error {percent(record.error_rate)}"
+            self.say(f"  {record.number:04d} epoch {record.epochs}/{self._epochs_each}  {best}", at=2)
+        self._refresh()
+
+    def ended(self, record: TrialRecord) -> None:
+        self._states["running"] -= 1
+        self._states[record.state] += 1
+        self._epochs[record.number] = self._epochs_each
+        color = _COLORS[record.state]
+        values = trial_name(record.number, record.values).partition("_")[2].replace("_", " ")
+        line = (
+            f"  {record.number:04d} [{color}]{record.state:<9}[/]  error {percent(record.error_rate):>7}"
+            f"  {record.epochs:>2}/{self._epochs_each} epochs  {record.seconds:4.0f} s  {escape(values)}"
+        )
+        self.say(line + (f"  [red]{escape(record.error)}[/]" if record.error else ""))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=sum(self._epochs.values()), description=self._status())
+
+    def _status(self) -> str:
+        done = self._states.total() - self._states["running"]
+        parts = [f"{done}/{self._trials} done", f"{self._states['running']} running"]
+        parts += [f"{self._states[key]} {key}" for key in ("stopped", "diverged", "failed") if self._states[key]]
+        return " · ".join([*parts, f"best error {percent(self._best)}"])
+
+    def summary(self, search: Search, config: SweepConfig, root: Path, address: str) -> None:
+        """The leaderboard, the winner, where it lies and how to look at it."""
+        if search.interrupted:
+            ended = sum(record.state not in ("running", "interrupted") for record in search.records.values())
+            self.say(f"\n[magenta]interrupted[/]: {ended} of {search.trials} trials ended", at=0)
+        self.say("")
+        self._leaderboard(search.ranked())
+        if (best := search.best) is None:
+            self.say("\n[red]no trial reached the end of an epoch[/]", at=0)
+        else:
+            self.say(f"\n[bold]best[/] {best.name}: {percent(best.error_rate)} of texts wrong", at=0)
+            self.say(f"  its config   {shown(root / 'best.yaml')}")
+            self.say(f"  its weights  {shown(root / 'best.pt')}")
+            self.say(f"  try it       python -m model.predict {shown(root / 'best.pt')} IMAGE…")
+        color_by = "schedule" if "schedule.name" in config.search.space else None
+        self.say(f"\n{logdir_command(root)}\n  then open {escape(comparison_link(address, color_by))}", at=0)
+
+    def _leaderboard(self, records: list[TrialRecord], most: int = 20) -> None:
+        """The best `most`; a trial's name holds its values."""
+        if not self.verbosity:
+            return
+        board = Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("rank", "state", "error", "CER", "loss", "epochs", "s"):
+            board.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+        board.add_column("trial", overflow="fold")
+        for rank, record in enumerate(records[:most], start=1):
+            color = _COLORS[record.state]
+            scores = (percent(record.error_rate), percent(record.cer), formatted(record.loss))
+            cost = (str(record.epochs), f"{record.seconds:.0f}")
+            board.add_row(str(rank), f"[{color}]{record.state}[/]", *scores, *cost, record.name)
+        width = None if self.console.is_terminal else 160
+        Console(highlight=False, width=width).print(board)
+        if len(records) > most:
+            self.say(f"… and {len(records) - most} more in leaderboard.csv")
+
+
+def shown(path: Path) -> str:
+    """Relative to where the user stands, if it lies below."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def logdir_command(root: Path) -> str:
+    return f"tensorboard --logdir {shown(root / 'tensorboard')}"
+
+
+def percent(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:.2f} %"

@@ -1,0 +1,129 @@
+"""What a sweep leaves to read: leaderboard.csv, best.yaml, best.pt, and the pictures of the `_sweep` run."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweep.config import Space, SweepConfig, walk
+from sweep.searcher import Search, TrialRecord
+from sweep.tensorboard import SweepWriter, end_session
+from sweep.trial import Workplace
+
+_SCORES = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds")
+
+
+def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the leaderboard, in the order of `records`."""
+    paths = list(dict.fromkeys(path for path, _, _ in walk(space)))
+    rows = [
+        [
+            rank,
+            record.name,
+            record.state,
+            *(record.values.get(path) for path in paths),
+            *(getattr(record, key) for key in _SCORES),
+            record.error,
+        ]
+        for rank, record in enumerate(records, start=1)
+    ]
+    return ["rank", "trial", "state", *paths, *_SCORES, "error"], rows
+
+
+def formatted(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def as_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(formatted, row)) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join(lines)
+
+
+class Reporter:
+    """Keeps the sweep's files and its TensorBoard run true while trials end."""
+
+    def __init__(self, config: SweepConfig, workplace: Workplace) -> None:
+        self._config, self._workplace = config, workplace
+        self._writer = SweepWriter(workplace.logs("_sweep"), config.search.space)
+        self._records: dict[int, TrialRecord] = {}
+        self._ended = 0
+        self._best: float | None = None
+
+    def started(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+
+    def reported(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+
+    def ended(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        logs = self._workplace.logs(record.name)
+        if logs.exists():
+            end_session(logs, success=record.state in ("completed", "stopped"))
+        for checkpoint in self._workplace.files(record.name).glob("epoch_*.pt"):
+            checkpoint.unlink()
+        self._ended += 1
+        if record.error_rate is not None:
+            self._best = min(record.error_rate, 1.0 if self._best is None else self._best)
+        if self._best is not None:
+            self._writer.best(self._ended, self._best)
+
+    def finish(self, search: Search) -> None:
+        """Writes the leaderboard and copies the winner. Also after an interruption, with what there is."""
+        ranked = search.ranked()
+        columns, rows = table(ranked, self._config.search.space)
+        replace_text(self._workplace.root / "leaderboard.csv", as_csv(columns, rows))
+        if ranked:
+            self._writer.leaderboard(as_markdown(columns, rows), self._ended)
+        if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
+            self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
+        self._writer.close()
+        if (best := search.best) is not None:
+            replace_text(self._workplace.root / "best.yaml", self._config.with_values(best.values).yaml)
+            temporary = self._workplace.root / ".best.pt"
+            shutil.copyfile(self._workplace.files(best.name) / "best.pt", temporary)
+            temporary.replace(self._workplace.root / "best.pt")
+
+
+def replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
+    """uint8 (H, W, 3): each trial's best error rate over its learning rate, coloured by schedule."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="learning rate", ylabel="best validation error rate")
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if "optimizer.lr" in record.values and record.error_rate is not None:
+            groups.setdefault(str(record.values.get("schedule.name", "all trials")), []).append(record)
+    for name, group in sorted(groups.items()):
+        rates = [float(record.values["optimizer.lr"]) for record in group]
+        errors = [max(record.score("error_rate"), 1e-4) for record in group]
+        sizes = [60 if record.state == "completed" else 20 for record in group]
+        axes.scatter(rates, errors, sizes, label=name, alpha=0.8)
+    axes.legend(title="small: stopped early", fontsize=8, title_fontsize=8)
+    axes.grid(True, which="both", alpha=0.2)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

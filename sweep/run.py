@@ -1,0 +1,176 @@
+"""`python -m sweep.run`: read, check, search, report."""
+
+import argparse
+import logging
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platformdirs import user_cache_path
+
+from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
+
+if TYPE_CHECKING:
+    from sweep.searcher import Search
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sweep.run",
+        description="Search learning rate and schedule of a captcha recogniser; compare all trials in TensorBoard.",
+    )
+    add = parser.add_argument
+    add("--config", type=Path, default=_CONFIGS / "quickstart.yaml", help="YAML (default configs/quickstart.yaml)")
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
+    add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
+    add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
+    add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
+    add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
+    add("--dry-run", action="store_true", help="show config, space and five sampled trials; start nothing")
+    add("--local", action="store_true", help="run the trials in this process, without Ray")
+    add("--tensorboard", action="store_true", help="serve TensorBoard on 127.0.0.1 while the sweep runs")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="print the result alone")
+    loudness.add_argument("--verbose", action="store_true", help="print a line for each epoch")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        return _run(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _read(options)
+    # Imported here: most bad input has been answered by now, and these take seconds.
+    from sweep.resources import allot, this_machine
+    from sweep.searcher import Search, trial_count
+
+    machine = this_machine()
+    allotment = allot(config, machine, trial_count(config.search), options.local)
+    if options.dry_run:
+        _show(config, Search(config, None))
+        return 0
+
+    from model.pools import ensure_pools
+    from sweep.progress import Terminal
+    from sweep.report import Reporter
+    from sweep.tensorboard_server import TensorBoard
+    from sweep.trial import Trial, Workplace
+
+    pools = _writable(Path(str(config.data.path)), "--cache-dir")
+    root = _new_folder(options)
+    (root / "sweep.yaml").write_text(config.yaml, encoding="utf-8")
+    logging.basicConfig(filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+    terminal = Terminal(verbosity=0 if options.quiet else 2 if options.verbose else 1)
+    terminal.header(options.config, config, machine, allotment, root)
+    with ExitStack() as closing:
+        address = "http://localhost:6006"
+        if options.tensorboard:
+            board = TensorBoard(root / "tensorboard")
+            closing.callback(board.close)
+            address = board.address
+            terminal.say(f"TensorBoard is on {address}", at=0)
+        closing.callback(terminal.stop)
+        ensure_pools(config, pools, machine.cpus, terminal.rendered)
+
+        workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
+        reporter = Reporter(config, workplace)
+        search = Search(config, root / "study.db", (terminal, reporter))
+        terminal.search_begins(search.trials, search.epochs)
+        try:
+            if options.local:
+                from sweep import in_process
+
+                in_process.run(search, lambda r: Trial(config, workplace, r.name, r.values), allotment.at_once)
+            else:
+                from sweep import on_ray
+
+                on_ray.run(search, config, workplace, allotment)
+        except KeyboardInterrupt:
+            pass  # what is known is on disk; the report says what is missing
+        terminal.stop()
+        search.interrupt()
+        reporter.finish(search)
+        terminal.summary(search, config, root, address)
+        if options.tensorboard and sys.stdout.isatty():
+            terminal.say(f"TensorBoard stays on {address} until Ctrl-C", at=0)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+    return search.exit_code
+
+
+def _read(options: argparse.Namespace) -> SweepConfig:
+    """The config with everything resolved. Raises ConfigError."""
+    settings = parse_settings("--set", options.set)
+    if options.cache_dir is not None:
+        settings["data.path"] = str(options.cache_dir)
+    trial = None if options.trial is None else parse_settings("--trial", options.trial.split(","))
+    config = load(options.config, settings, trial)
+    folder = Path(config.data.path) if config.data.path else user_cache_path("crnn-sweep")
+    return load(options.config, {**settings, "data.path": str(folder.expanduser().absolute())}, trial)
+
+
+def _new_folder(options: argparse.Namespace) -> Path:
+    """The sweep's own folder, made now, so that of two sweeps with one name the second is refused."""
+    outputs = _writable(options.output_dir, "--output-dir")
+    if options.name is not None:
+        if not _NAME.fullmatch(options.name):
+            raise ConfigError(
+                [f"--name: {options.name!r} is not allowed: 1 to 100 letters, digits and . _ = + -, not a dot first"]
+            )
+        names: list[str] = [options.name]
+    else:
+        stem = re.sub(r"[^A-Za-z0-9._=+-]", "-", options.config.stem)[:60].lstrip(".") or "sweep"
+        first = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = [first, *(f"{first}-{again}" for again in range(2, 100))]
+    for name in names:
+        with suppress(FileExistsError):
+            root = outputs / name
+            root.mkdir()
+            return root
+    raise ConfigError([f"--name: {names[0]!r} is not allowed: {outputs / names[0]} exists already"])
+
+
+def _writable(folder: Path, option: str) -> Path:
+    """The folder as an absolute path, made if it is not there. Raises ConfigError if nothing can be written to it."""
+    folder = folder.expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError([f"{option}: {str(folder)!r} is not allowed: cannot be written: {error.strerror}"]) from None
+
+
+def _show(config: SweepConfig, search: "Search") -> None:
+    """What a sweep would do."""
+    print(config.yaml)
+    print(f"# {search.trials} trials over")
+    for path, parameter, given in walk(config.search.space):
+        condition = "".join(f"  if {key} = {value}" for key, value in given.items())
+        print(f"#   {path}: {parameter}{condition}")
+    print("# for example")
+    for _ in range(5):
+        if (record := search.ask()) is not None:
+            print(f"#   {record.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""All that is written for TensorBoard: each trial's runs and the sweep's own. The one file that knows tensorboardX.
+
+A trial has two runs: its own, with the batch curves, the validation set's epoch curves, graph, badcases and
+hyperparameters, and below it `train/`, with the training set's epoch curves under the same tags, so that both
+lines stand in one chart.
+"""
+
+import json
+import os
+import re
+import socket
+import struct
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from crc32c import crc32c
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.api_pb2 import DataType, Experiment, HParamInfo, Interval, MetricInfo, MetricName, Status
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.writer import FileWriter
+
+from model.config import TrialConfig
+from model.crnn import CRNN
+from model.evaluation import Scores
+from sweep.config import Space, Value, walk
+
+METRICS = ("epoch/error_rate", "best/error_rate", "epoch/cer", "epoch/loss")  # HParams columns, in this order
+
+
+class EventFile:
+    """A directory's one event file, written synchronously: what was added is on disk, whatever happens next.
+
+    tensorboardX's own writer queues events for a thread: SIGKILL loses the queue, and on a full disk the thread dies
+    and the queue then blocks for ever. Here a record that can't be written whole is taken back and OSError raised.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = next(
+            iter(sorted(folder.glob("events.out.tfevents.*"))),
+            folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}",
+        )
+        # Appending makes each record's write atomic, so that the driver can add a trial's end to the worker's file.
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.cut(self.size)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._file).st_size
+
+    def cut(self, size: int) -> None:
+        """Takes back what was added after the file had `size` bytes."""
+        os.ftruncate(self._file, size)
+        if size == 0:
+            self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Event) -> None:
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        record = length + _masked_checksum(length) + data + _masked_checksum(data)
+        before = self.size
+        try:
+            written = os.write(self._file, record)
+            if written < len(record):
+                written += os.write(self._file, record[written:])  # raises what stopped the first
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
+
+    def flush(self) -> None:
+        pass
+
+    def reopen(self) -> None:
+        pass
+
+    def get_logdir(self) -> str:
+        return str(self.path.parent)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _masked_checksum(data: bytes) -> bytes:
+    checksum = crc32c(data)
+    return struct.pack("<I", (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+class _FileWriter(FileWriter):
+    def __init__(self, file: EventFile) -> None:
+        self.event_writer = file
+        self._default_metadata: dict[str, Any] = {}
+
+
+class Writer(SummaryWriter):
+    """tensorboardX's writer over an EventFile."""
+
+    file_writer: FileWriter | None
+    all_writers: dict[str, FileWriter] | None
+
+    def __init__(self, folder: Path) -> None:
+        self.file = EventFile(folder)
+        super().__init__(str(folder))
+
+    def _get_file_writer(self) -> FileWriter:
+        if self.file_writer is None:
+            self.file_writer = _FileWriter(self.file)
+            self.all_writers = {self.file.get_logdir(): self.file_writer}
+        return self.file_writer
+
+    def hparams(self, tag: str, **content: Any) -> None:
+        """One of the three summaries that the HParams plugin reads."""
+        data = HParamsPluginData(version=0, **content).SerializeToString()
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=data))
+        summary = Summary(value=[Summary.Value(tag=f"_hparams_/{tag}", metadata=metadata)])
+        self._get_file_writer().add_summary(summary)
+
+
+class TrialWriter:
+    """A trial's two runs. `positions` before an epoch and `rewind` to it leave no trace of what came between."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writers = {"": Writer(folder), "train": Writer(folder / "train")}
+        self._run, self._train_run = self._writers.values()
+
+    @property
+    def positions(self) -> dict[str, int]:
+        return {name: writer.file.size for name, writer in self._writers.items()}
+
+    def rewind(self, positions: Mapping[str, int]) -> None:
+        for name, size in positions.items():
+            self._writers[name].file.cut(size)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self._run.add_scalar(tag, value, step)
+
+    def begin(self, name: str, values: Mapping[str, Value], config: TrialConfig, yaml: str) -> None:
+        """Hyperparameters, config and graph."""
+        start = SessionStartInfo(start_time_secs=time.time(), group_name=name)
+        for path, value in values.items():
+            _set(start.hparams[path], value)
+        self._run.hparams("session_start_info", session_start_info=start)
+        self._run.add_text("config", "```yaml\n" + yaml + "```")
+        try:
+            self._add_graph(config)
+        except Exception as error:  # tracing is torch's, and no reason to end a trial
+            self._run.add_text("graph", f"The graph could not be drawn: {error}")
+
+    def _add_graph(self, config: TrialConfig) -> None:
+        captcha = config.captcha
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            self._run.add_graph(CRNN(config), torch.zeros(1, captcha.channels, captcha.height, captcha.width))
+
+    def epoch(self, number: int, train: Scores, valid: Scores, best_error_rate: float) -> None:
+        self.log(number, {**valid.tagged("epoch"), "best/error_rate": best_error_rate})
+        for tag, value in train.tagged("epoch").items():
+            self._train_run.add_scalar(tag, value, number)
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """picture: uint8 (H, W, 3)."""
+        self._run.add_image(tag, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+def end_session(folder: Path, success: bool) -> None:
+    """Closes a trial's HParams row. Written by whoever knows that the trial is final, once."""
+    status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
+    writer = Writer(folder)
+    writer.hparams("session_end_info", session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
+    writer.close()
+
+
+class SweepWriter:
+    """The sweep's own run, `_sweep`: the HParams columns, the best so far, the leaderboard, pictures."""
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        self._run = Writer(folder)
+        metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
+        experiment = Experiment(hparam_infos=_columns(space), metric_infos=metrics, time_created_secs=time.time())
+        self._run.hparams("experiment", experiment=experiment)
+
+    def best(self, trials: int, error_rate: float) -> None:
+        """The lowest error rate of the first `trials` trials that ended."""
+        self._run.add_scalar("sweep/best_error_rate", error_rate, trials)
+
+    def leaderboard(self, markdown: str, step: int) -> None:
+        self._run.add_text("leaderboard", markdown, step)
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        self._run.add_image(tag, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._run.close()
+
+
+def _columns(space: Space) -> list[HParamInfo]:
+    """Each searched path's type and domain; one that stands below several choices has their union."""
+    columns: dict[str, HParamInfo] = {}
+    for path, parameter, _ in walk(space):
+        info = columns.setdefault(path, HParamInfo(name=path))
+        if parameter.bounds is not None:
+            low, high = parameter.bounds
+            if info.HasField("domain_interval"):
+                low, high = min(low, info.domain_interval.min_value), max(high, info.domain_interval.max_value)
+            info.type = DataType.Value("DATA_TYPE_FLOAT64")
+            info.domain_interval.CopyFrom(Interval(min_value=low, max_value=high))
+        else:
+            kinds = {bool: "BOOL", int: "FLOAT64", float: "FLOAT64", str: "STRING"}
+            (kind, *mixed) = {kinds[type(option)] for option in parameter.options}
+            info.type = DataType.Value(f"DATA_TYPE_{'STRING' if mixed else kind}")
+            del info.domain_discrete.values[:]
+            for option in parameter.options:
+                _set(info.domain_discrete.values.add(), str(option) if mixed else option)
+    return list(columns.values())
+
+
+def _set(target: Any, value: Value) -> None:
+    """Fills a protobuf Value."""
+    if isinstance(value, bool):
+        target.bool_value = value
+    elif isinstance(value, int | float):
+        target.number_value = value
+    else:
+        target.string_value = value
+
+
+def comparison_link(address: str, color_by: str | None) -> str:
+    """TensorBoard's address, opened on the comparison: error rate pinned, unsmoothed, coloured by a trial's choice."""
+    pinned = json.dumps([{"plugin": "scalars", "tag": "epoch/error_rate"}], separators=(",", ":"))
+    query = {"pinnedCards": pinned, "smoothing": "0"}
+    if color_by:
+        query["runColorGroup"] = f"regex:{re.escape(color_by)}=([A-Za-z0-9.+-]+)"
+    text = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
+    return f"{address}/?{text}#timeseries"

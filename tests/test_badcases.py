@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import torch
+
+from model.alphabet import Alphabet
+from model.evaluation import Samples, worst
+from sweep.badcases import draw, marked
+
+
+@pytest.mark.parametrize(
+    ("read", "true", "expected"),
+    [
+        ("1234", "1234", "++++"),
+        ("1934", "1234", "+-++"),
+        ("134", "1234", "+-++"),
+        ("12345", "1234", "++++-"),
+        ("", "12", "--"),
+    ],
+)
+def test_wrong_and_lost_characters_are_marked(read: str, true: str, expected: str) -> None:
+    assert "".join("+" if right else "-" for _, right in marked(read, true)) == expected
+
+
+def test_the_worst_of_all_images_come_first_with_their_own_loss() -> None:
+    losses = torch.tensor([0.5, 9.0, 0.1, 3.0])
+    labels = torch.tensor([[1], [2], [3], [4]], dtype=torch.uint8)
+    samples = worst(losses, labels, labels, count=3)
+    assert samples.rows.tolist() == [1, 3, 0]
+    assert samples.losses.tolist() == [9.0, 3.0, 0.5]
+    assert samples.labels.flatten().tolist() == [2, 4, 1]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_images_are_drawn_four_by_four_in_order(channels: int) -> None:
+    images = (torch.arange(16, dtype=torch.uint8) * 15)[:, None, None, None].expand(16, channels, 32, 96)
+    rows = torch.zeros(16, 4, dtype=torch.uint8)
+    picture = draw(images, Samples(torch.arange(16), rows + 1, rows, torch.ones(16)), Alphabet("01"))
+    cell_height, cell_width = picture.shape[0] // 4, picture.shape[1] // 4
+    for place in range(16):
+        top, left = place // 4 * cell_height, place % 4 * cell_width
+        assert (picture[top + 30, left + 60] == place * 15).all()
+    red = picture[..., 0].astype(int) - picture[..., 1] > 100
+    assert red.any()  # all characters are lost
+    assert picture.dtype == np.uint8

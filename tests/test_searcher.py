@@ -1,0 +1,167 @@
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sweep.config import Asha, SweepConfig, load
+from sweep.early_stopping import is_rung
+from sweep.search_space import grid_points
+from sweep.searcher import SAMPLERS, Search, TrialRecord, trial_count, trial_name
+from tests.conftest import QUICKSTART
+
+
+def config(**settings: Any) -> SweepConfig:
+    return load(QUICKSTART, {key.replace("__", "."): value for key, value in settings.items()})
+
+
+def result(epoch: int, loss: float, state: str = "running") -> dict[str, Any]:
+    scores = {"error_rate": loss, "cer": loss, "loss": loss}
+    return {
+        "state": state,
+        "epochs": epoch,
+        "best_epoch": epoch,
+        **scores,
+        **{f"epoch_{k}": v for k, v in scores.items()},
+    }
+
+
+def run(search: Search, loss_of: Callable[[TrialRecord, int], float]) -> list[TrialRecord]:
+    while (record := search.ask()) is not None:
+        epoch, go_on = 0, True
+        while go_on:
+            epoch += 1
+            state = "completed" if epoch == search.epochs else "running"
+            go_on = search.report(record.number, result(epoch, loss_of(record, epoch), state))
+    return list(search.records.values())
+
+
+def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
+    search = Search(config(search__trials=5), tmp_path / "study.db")
+    for outcome in ("completed", "diverged", "failed", "lost"):
+        record = search.ask()
+        assert record is not None
+        if outcome == "lost":
+            search.fail(record.number, "killed")
+        else:
+            search.report(record.number, {**result(1, 0.5), "state": outcome, "error": f"was {outcome}"})
+    last = search.ask()
+    assert last is not None
+    search.interrupt()
+    assert [record.state for record in search.records.values()] == [
+        "completed",
+        "diverged",
+        "failed",
+        "failed",
+        "interrupted",
+    ]
+    assert search.records[3].error == "killed"
+    assert search.exit_code == 130
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    assert [trial.state for trial in study.trials] == states
+
+
+def test_asha_keeps_the_best_half_of_those_seen_at_a_rung_and_says_so_to_optuna(tmp_path: Path) -> None:
+    asha = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
+    search = Search(config(search__trials=4, search__early_stopping=asha), tmp_path / "study.db")
+    losses = {0: 0.5, 1: 0.9, 2: 0.4, 3: 0.45}
+    records = run(search, lambda record, epoch: losses[record.number] - 0.01 * epoch)
+    # Rung 2: 0 passes alone; 1 is the worse of two; 2 is the best of three; 3 is the second of four.
+    # Rung 4: 0 passes alone; 2 is the best of two; 3 is the second of three, of which ⌈3 / 2⌉ stay.
+    assert [(record.state, record.epochs) for record in records] == [
+        ("completed", 6),
+        ("stopped", 2),
+        ("completed", 6),
+        ("completed", 6),
+    ]
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize(("grace", "factor", "rungs"), [(1, 2, [1, 2, 4, 8]), (2, 3, [2, 6]), (3, 2, [3, 6])])
+def test_rungs_lie_at_grace_times_powers_of_the_factor(grace: int, factor: int, rungs: list[int]) -> None:
+    asha = Asha(grace_epochs=grace, reduction_factor=factor)
+    assert [epoch for epoch in range(1, 10) if is_rung(epoch, asha)] == rungs
+
+
+def test_median_stops_what_is_worse_than_the_earlier_ones() -> None:
+    median = {"name": "median", "grace_epochs": 2, "startup_trials": 2}
+    search = Search(config(search__trials=4, search__early_stopping=median), None)
+    records = run(search, lambda record, epoch: [0.2, 0.3, 0.9, 0.1][record.number])
+    assert [(r.state, r.epochs) for r in records] == [
+        ("completed", 6),
+        ("completed", 6),
+        ("stopped", 2),
+        ("completed", 6),
+    ]
+
+
+def test_a_trial_has_only_the_parameters_of_its_own_choice() -> None:
+    records = run(Search(config(search__trials=30, search__searcher="random"), None), lambda r, e: 0.5)
+    own = {"constant": set(), "step": {"schedule.gamma"}, "cosine": {"schedule.final"}, "onecycle": {"schedule.peak"}}
+    assert {record.values["schedule.name"] for record in records} == set(own)
+    for record in records:
+        extra = set(record.values) - {"optimizer.lr", "schedule.name"}
+        assert extra == own[str(record.values["schedule.name"])]
+        assert 1e-4 <= float(record.values["optimizer.lr"]) <= 3e-2
+
+
+NUMBERS = {"optimizer.lr": {"loguniform": [1e-4, 1e-1]}, "network.dropout": {"uniform": [0, 0.5]}}
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "cmaes"])
+def test_a_searcher_repeats_itself_from_its_seed_and_differs_with_another(name: str) -> None:
+    def values(seed: int) -> list[Any]:
+        settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 12, "search.seed": seed}
+        search = Search(load(QUICKSTART, settings), None)
+        return [r.values for r in run(search, lambda r, e: abs(float(r.values["optimizer.lr"]) - 0.01))]
+
+    assert set(SAMPLERS) == {"tpe", "random", "grid", "qmc", "cmaes"}
+    assert values(0) == values(0)
+    assert values(0) != values(1)
+    assert len({value["optimizer.lr"] for value in values(0)}) == 12
+
+
+def test_tpe_finds_better_rates_than_chance() -> None:
+    def mean_distance(name: str) -> float:
+        settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 40}
+        search = Search(load(QUICKSTART, {**settings, "search.early_stopping": "none"}), None)
+        return sum(r.score("loss") for r in run(search, lambda r, e: abs(float(r.values["optimizer.lr"]) - 0.05))[20:])
+
+    assert mean_distance("tpe") < 0.7 * mean_distance("random")
+
+
+def test_grid_runs_every_combination_once_with_the_parameters_of_each_choice() -> None:
+    space = {
+        "optimizer.lr": {"grid": [0.1, 0.01]},
+        "schedule.name": {"choice": {"constant": None, "step": {"schedule.gamma": {"grid": [0.1, 0.5]}}}},
+    }
+    grid = load(QUICKSTART, {"search.space": space, "search.searcher": "grid", "search.trials": None})
+    assert trial_count(grid.search) == 6
+    records = run(Search(grid, None), lambda r, e: 0.5)
+    assert [record.values for record in records] == grid_points(grid.search.space)
+    assert len({str(record.values) for record in records}) == 6
+    fewer = load(QUICKSTART, {"search.space": space, "search.searcher": "grid", "search.trials": 4})
+    assert len(run(Search(fewer, None), lambda r, e: 0.5)) == 4
+
+
+def test_given_points_come_first_and_may_be_partial() -> None:
+    points = [{"optimizer.lr": 0.002, "schedule.name": "cosine", "schedule.final": 0.1}, {"schedule.name": "step"}]
+    records = run(Search(config(search__trials=3, search__points=points), None), lambda r, e: 0.5)
+    assert records[0].values == points[0]
+    assert records[1].values["schedule.name"] == "step"
+
+
+def test_names_are_safe_unique_by_number_and_at_most_80_characters() -> None:
+    assert trial_name(7, {"optimizer.lr": 0.0012, "schedule.name": "cosine"}) == "0007_lr=1.2e-03_schedule=cosine"
+    draw = random.Random(0)
+    for number in range(50):
+        values = {f"a.{'k' * draw.randint(1, 9)}{i}": "ü/ \n../x" * draw.randint(1, 3) for i in range(9)}
+        name = trial_name(number, values)  # type: ignore[arg-type]
+        assert len(name) <= 80
+        assert all(c.isascii() and (c.isalnum() or c in "._=+-") for c in name)
+        assert name.startswith(f"{number:04d}")
