@@ -194,6 +194,9 @@ class ResourcesConfig(Section):
         return value
 
 
+_FIXED = ("training.epochs",)
+
+
 class SweepConfig(TrialConfig):
     """The base of every trial, and how to search around it."""
 
@@ -219,6 +222,8 @@ class SweepConfig(TrialConfig):
         problems: dict[str, None] = {}
         base = self.model_dump(exclude={"search", "resources"})
         for path, parameter, given in walk(self.search.space):
+            if path.partition(".")[0] not in ("network", "optimizer", "schedule", "training") or path in _FIXED:
+                problems[f"search.space.{path}: is not searchable: all trials see the same images and epochs"] = None
             for value in parameter.options or parameter.bounds or ():
                 try:
                     TrialConfig.model_validate(override(base, {**given, path: value}))

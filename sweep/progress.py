@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Terminal:
         self._states: Counter[str] = Counter()
         self._best: float | None = None
         self._epochs: dict[int, int] = {}
-        self._trials, self._epochs_each = 0, 1
+        self._trials, self._epochs_each, self._start = 0, 1, time.monotonic()
 
     def say(self, text: str, at: int = 1) -> None:
         """One line of rich markup, if at least that verbose; into the log file always."""
@@ -88,7 +89,7 @@ class Terminal:
             self._progress.update(self._task, completed=done, description=f"{done:,} of {total:,} images")
 
     def search_begins(self, trials: int, epochs: int) -> None:
-        self._trials, self._epochs_each = trials, epochs
+        self._trials, self._epochs_each, self._start = trials, epochs, time.monotonic()
         self.live(self._status(), trials * epochs)
 
     def started(self, record: TrialRecord) -> None:
@@ -113,12 +114,20 @@ class Terminal:
             f"  {record.number:04d} [{color}]{record.state:<9}[/]  error {percent(record.error_rate):>7}"
             f"  {record.epochs:>2}/{self._epochs_each} epochs  {record.seconds:4.0f} s  {escape(values)}"
         )
-        self.say(line + (f"  [red]{escape(record.error)}[/]" if record.error else ""))
+        error = f"  [red]{escape(record.error)}[/]" if record.error else ""
+        self.say(line + error)
+        if self._progress is None and self._states["running"]:
+            self.say(f"       [dim]{self._status()}, about {self._minutes_left()} left[/]")
         self._refresh()
 
     def _refresh(self) -> None:
         if self._progress is not None:
             self._progress.update(self._task, completed=sum(self._epochs.values()), description=self._status())
+
+    def _minutes_left(self) -> str:
+        done, total = sum(self._epochs.values()), self._trials * self._epochs_each
+        minutes, seconds = divmod(int((time.monotonic() - self._start) * (total - done) / max(done, 1)), 60)
+        return f"{minutes}:{seconds:02d} min"
 
     def _status(self) -> str:
         done = self._states.total() - self._states["running"]

@@ -2,10 +2,10 @@
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -17,6 +17,8 @@ from platformdirs import user_cache_path
 from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
 
 if TYPE_CHECKING:
+    from sweep.progress import Terminal
+    from sweep.resources import Allotment
     from sweep.searcher import Search
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     config = _read(options)
-    # Imported here: most bad input has been answered by now, and these take seconds.
+    pools = _writable(Path(str(config.data.path)), "--cache-dir")
+    candidates = _folders(options)
+    # Imported here: most bad input has been answered by now, and torch takes seconds.
     from sweep.resources import allot, this_machine
     from sweep.searcher import Search, trial_count
 
@@ -67,53 +71,66 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _show(config, Search(config, None))
         return 0
-
-    from model.pools import ensure_pools
-    from sweep.progress import Terminal
-    from sweep.report import Reporter
-    from sweep.tensorboard_server import TensorBoard
-    from sweep.trial import Trial, Workplace
-
-    pools = _writable(Path(str(config.data.path)), "--cache-dir")
-    root = _new_folder(options)
+    root = _new_folder(candidates)
     (root / "sweep.yaml").write_text(config.yaml, encoding="utf-8")
     logging.basicConfig(filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+
+    from sweep.progress import Terminal
+
     terminal = Terminal(verbosity=0 if options.quiet else 2 if options.verbose else 1)
     terminal.header(options.config, config, machine, allotment, root)
     with ExitStack() as closing:
         address = "http://localhost:6006"
         if options.tensorboard:
+            from sweep.tensorboard_server import TensorBoard
+
             board = TensorBoard(root / "tensorboard")
             closing.callback(board.close)
             address = board.address
             terminal.say(f"TensorBoard is on {address}", at=0)
         closing.callback(terminal.stop)
-        ensure_pools(config, pools, machine.cpus, terminal.rendered)
-
-        workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
-        reporter = Reporter(config, workplace)
-        search = Search(config, root / "study.db", (terminal, reporter))
-        terminal.search_begins(search.trials, search.epochs)
-        try:
-            if options.local:
-                from sweep import in_process
-
-                in_process.run(search, lambda r: Trial(config, workplace, r.name, r.values), allotment.at_once)
-            else:
-                from sweep import on_ray
-
-                on_ray.run(search, config, workplace, allotment)
-        except KeyboardInterrupt:
-            pass  # what is known is on disk; the report says what is missing
-        terminal.stop()
-        search.interrupt()
-        reporter.finish(search)
+        search = _search(config, root, pools, machine.cpus, allotment, terminal, options.local)
         terminal.summary(search, config, root, address)
         if options.tensorboard and sys.stdout.isatty():
             terminal.say(f"TensorBoard stays on {address} until Ctrl-C", at=0)
             with suppress(KeyboardInterrupt):
                 signal.pause()
     return search.exit_code
+
+
+def _search(
+    config: SweepConfig,
+    root: Path,
+    pools: Path,
+    cores: int,
+    allotment: "Allotment",
+    terminal: "Terminal",
+    local: bool,
+) -> "Search":
+    """Renders what is missing, runs all trials, and writes the report, also of an interrupted search."""
+    from model.pools import ensure_pools
+    from sweep.report import Reporter
+    from sweep.searcher import Search
+    from sweep.trial import Trial, Workplace
+
+    ensure_pools(config, pools, cores, terminal.rendered)
+    workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
+    reporter = Reporter(config, workplace)
+    search = Search(config, root / "study.db", (terminal, reporter))
+    terminal.search_begins(search.trials, search.epochs)
+    with suppress(KeyboardInterrupt):  # what is known is on disk; the report says what is missing
+        if local:
+            from sweep import in_process
+
+            in_process.run(search, lambda r: Trial(config, workplace, r.name, r.values), allotment.at_once)
+        else:
+            from sweep import on_ray
+
+            on_ray.run(search, config, workplace, allotment)
+    terminal.stop()
+    search.interrupt()
+    reporter.finish(search)
+    return search
 
 
 def _read(options: argparse.Namespace) -> SweepConfig:
@@ -127,36 +144,53 @@ def _read(options: argparse.Namespace) -> SweepConfig:
     return load(options.config, {**settings, "data.path": str(folder.expanduser().absolute())}, trial)
 
 
-def _new_folder(options: argparse.Namespace) -> Path:
-    """The sweep's own folder, made now, so that of two sweeps with one name the second is refused."""
+def _folders(options: argparse.Namespace) -> list[Path]:
+    """Where the sweep may lie, in order of preference. Raises ConfigError."""
     outputs = _writable(options.output_dir, "--output-dir")
-    if options.name is not None:
-        if not _NAME.fullmatch(options.name):
-            raise ConfigError(
-                [f"--name: {options.name!r} is not allowed: 1 to 100 letters, digits and . _ = + -, not a dot first"]
-            )
-        names: list[str] = [options.name]
-    else:
+    if options.name is None:
         stem = re.sub(r"[^A-Za-z0-9._=+-]", "-", options.config.stem)[:60].lstrip(".") or "sweep"
-        first = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        names = [first, *(f"{first}-{again}" for again in range(2, 100))]
-    for name in names:
-        with suppress(FileExistsError):
-            root = outputs / name
+        first = outputs / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return [first, *(first.with_name(f"{first.name}-{again}") for again in range(2, 100))]
+    if not _NAME.fullmatch(options.name):
+        raise ConfigError(
+            [f"--name: {options.name!r} is not allowed: 1 to 100 letters, digits and . _ = + -, not a dot first"]
+        )
+    if (outputs / options.name).exists():
+        raise _taken(outputs / options.name)
+    return [outputs / options.name]
+
+
+def _new_folder(candidates: Sequence[Path]) -> Path:
+    """The first that can be made: of two sweeps that start with one name, the second is refused."""
+    for root in candidates:
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
             root.mkdir()
             return root
-    raise ConfigError([f"--name: {names[0]!r} is not allowed: {outputs / names[0]} exists already"])
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _not_writable("--output-dir", root.parent, str(error.strerror)) from None
+    raise _taken(candidates[0])
+
+
+def _taken(root: Path) -> ConfigError:
+    return ConfigError([f"--name: {root.name!r} is not allowed: {root} exists already"])
+
+
+def _not_writable(option: str, folder: Path, reason: str) -> ConfigError:
+    return ConfigError([f"{option}: {str(folder)!r} is not allowed: cannot be written: {reason}"])
 
 
 def _writable(folder: Path, option: str) -> Path:
-    """The folder as an absolute path, made if it is not there. Raises ConfigError if nothing can be written to it."""
+    """The folder as an absolute path. Raises ConfigError if it is not there and can't be made, or can't be written."""
     folder = folder.expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ConfigError([f"{option}: {str(folder)!r} is not allowed: cannot be written: {error.strerror}"]) from None
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise _not_writable(option, folder, f"{there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _not_writable(option, folder, f"{there} is not yours to write")
+    return folder
 
 
 def _show(config: SweepConfig, search: "Search") -> None:

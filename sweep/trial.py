@@ -41,7 +41,7 @@ class Trial:
     """Continues from the newest whole checkpoint in its folder, if there is one."""
 
     def __init__(self, base: SweepConfig, workplace: Workplace, name: str, values: dict[str, Value]) -> None:
-        self.config, self.workplace, self.name, self.values = base.with_values(values), workplace, name, values
+        self.base, self.workplace, self.name, self.values = base, workplace, name, values
         self.folder = workplace.files(name)
         self._epochs: Generator[Epoch] | None = None
         self._seconds = 0.0
@@ -63,7 +63,7 @@ class Trial:
         self._seconds += time.monotonic() - start
         return {
             "seconds": self._seconds,
-            "state": "completed" if epoch.number == self.config.training.epochs else "running",
+            "state": "completed" if epoch.number == self.base.training.epochs else "running",
             "epochs": epoch.number,
             "best_epoch": epoch.best_number,
             **asdict(epoch.best_valid),
@@ -81,7 +81,8 @@ class Trial:
         return epochs
 
     def _train(self) -> Generator[Epoch]:
-        config = self.config.trial()
+        resolved = self.base.with_values(self.values)
+        config = resolved.trial()
         device = torch.device("cuda" if self.workplace.gpu else "cpu")
         data = Data(config, self.workplace.pools, device, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.workplace.logs(self.name))
@@ -90,8 +91,8 @@ class Trial:
             start = self._newest_checkpoint()
             if start is None:
                 writer.rewind({"": 0, "train": 0})
-                (self.folder / "config.yaml").write_text(self.config.yaml)
-                writer.begin(self.name, self.values, config, self.config.yaml)
+                (self.folder / "config.yaml").write_text(resolved.yaml)
+                writer.begin(self.name, self.values, config, resolved.yaml)
             else:
                 writer.rewind(start["positions"])
                 pictures.restore(start["pictures"])
