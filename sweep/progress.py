@@ -69,7 +69,7 @@ class Terminal:
         """Starts a bar; `stop` ends it."""
         self.stop()
         if self.console.is_terminal and self.verbosity:
-            columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+            columns = [TextColumn("{task.description}"), BarColumn(bar_width=16), TimeElapsedColumn()]
             self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self.console)
             self._progress.speed_estimate_period = 300
             self._task = self._progress.add_task(text, total=total)

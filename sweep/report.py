@@ -89,7 +89,10 @@ class Reporter:
         columns, rows = table(ranked, self._config.search.space)
         replace_text(self._workplace.root / "leaderboard.csv", as_csv(columns, rows))
         if ranked:
-            self._writer.leaderboard(as_markdown(columns, rows), self._ended)
+            hidden = {"trial", "seconds", "loss", "error"}  # TensorBoard breaks wide tables inside words
+            shown = [index for index, column in enumerate(columns) if column not in hidden]
+            narrow = [[row[index] for index in shown] for row in (columns, *rows)]
+            self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
         self._writer.close()

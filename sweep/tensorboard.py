@@ -239,9 +239,9 @@ def _set(target: Any, value: Value) -> None:
 
 
 def comparison_link(address: str, color_by: str | None) -> str:
-    """TensorBoard's address, opened on the comparison: error rate pinned, unsmoothed, coloured by a trial's choice."""
+    """TensorBoard's address, opened on the comparison: the validation error pinned, unsmoothed, coloured by a choice."""
     pinned = json.dumps([{"plugin": "scalars", "tag": "epoch/error_rate"}], separators=(",", ":"))
-    query = {"pinnedCards": pinned, "smoothing": "0"}
+    query = {"pinnedCards": pinned, "smoothing": "0", "runFilter": "^[^/]*$"}  # without the train/ runs
     if color_by:
         query["runColorGroup"] = f"regex:{re.escape(color_by)}=([A-Za-z0-9.+-]+)"
     text = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())

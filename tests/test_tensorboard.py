@@ -173,4 +173,5 @@ def test_the_link_pins_the_unsmoothed_error_rate(color_by: str | None) -> None:
     query = parse_qs(urlsplit(comparison_link("http://localhost:6006", color_by)).query)
     assert query["pinnedCards"] == ['[{"plugin":"scalars","tag":"epoch/error_rate"}]']
     assert query["smoothing"] == ["0"]
+    assert query["runFilter"] == ["^[^/]*$"]
     assert ("runColorGroup" in query) is bool(color_by)
