@@ -50,7 +50,8 @@ class EventFile:
         )
         # Appending makes each record's write atomic, so that the driver can add a trial's end to the worker's file.
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self.cut(self.size)
+        if self.size == 0:
+            self._begin()
 
     @property
     def size(self) -> int:
@@ -60,7 +61,10 @@ class EventFile:
         """Takes back what was added after the file had `size` bytes."""
         os.ftruncate(self._file, size)
         if size == 0:
-            self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            self._begin()
+
+    def _begin(self) -> None:
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add_event(self, event: Event) -> None:
         data = event.SerializeToString()
@@ -239,7 +243,7 @@ def _set(target: Any, value: Value) -> None:
 
 
 def comparison_link(address: str, color_by: str | None) -> str:
-    """TensorBoard's address, opened on the comparison: the validation error pinned, unsmoothed, coloured by a choice."""
+    """TensorBoard's address, opened on the comparison: validation error pinned, unsmoothed, coloured by a choice."""
     pinned = json.dumps([{"plugin": "scalars", "tag": "epoch/error_rate"}], separators=(",", ":"))
     query = {"pinnedCards": pinned, "smoothing": "0", "runFilter": "^[^/]*$"}  # without the train/ runs
     if color_by:
