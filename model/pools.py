@@ -1,6 +1,6 @@
 """Images rendered once into files that all trials map. Imports no torch: the processes that render start fast.
 
-A pool is one file: a 4,096-byte header (magic, checksum, JSON), then the images, uint8 (N, C, H, W),
+A pool is one file: a 4,096-byte header (magic, checksums, JSON), then the images, uint8 (N, C, H, W),
 then the labels, uint8 (N, L), class indices padded with 0. Its name is a hash of all that determines it.
 """
 
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -26,8 +26,9 @@ from model.config import CaptchaConfig, TrialConfig
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
-_MAGIC = b"captcha-pool-1\n"
+_MAGIC = b"captcha-pool-2\n"
 _HEADER_BYTES = 4096
+_CHECKSUM_BYTES = 8  # of the images and labels, in hexadecimal, at the header's end
 _CHUNK = 500  # images a worker renders at a time
 
 
@@ -77,9 +78,9 @@ class PoolSpec:
     def header(self) -> bytes:
         body = json.dumps(self.contents, sort_keys=True).encode()
         header = _MAGIC + f"{zlib.crc32(body):08x} {len(body):06d}\n".encode() + body
-        if len(header) > _HEADER_BYTES:
+        if len(header) > _HEADER_BYTES - _CHECKSUM_BYTES:
             raise ValueError(f"captcha.characters: a pool's header has no room for {len(self.captcha.characters)}")
-        return header.ljust(_HEADER_BYTES, b"\0")
+        return header.ljust(_HEADER_BYTES - _CHECKSUM_BYTES, b"\0")
 
 
 def pool_specs(config: TrialConfig) -> dict[Split, PoolSpec]:
@@ -90,12 +91,16 @@ def pool_specs(config: TrialConfig) -> dict[Split, PoolSpec]:
     return {split: PoolSpec(config.captcha, config.data.seed, split, count) for split, count in counts.items()}
 
 
-def open_pool(spec: PoolSpec, folder: Path) -> Pool | None:
-    """The pool, or None if the file is missing, cut short or not what its header should be."""
+def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
+    """The pool, or None if the file is missing, cut short or not what its header should be; with `whole`, also if its
+    images or labels have changed, for which it reads them all."""
     path = folder / spec.name
     try:
         with path.open("rb") as file:
-            if file.read(_HEADER_BYTES) != spec.header() or path.stat().st_size != spec.file_bytes:
+            header, checksum = file.read(_HEADER_BYTES - _CHECKSUM_BYTES), file.read(_CHECKSUM_BYTES)
+            if header != spec.header() or path.stat().st_size != spec.file_bytes:
+                return None
+            if whole and checksum != _checksum(file):
                 return None
     except OSError:
         return None
@@ -108,6 +113,15 @@ def _map(path: Path, spec: PoolSpec, mode: Any) -> Pool:
     return Pool(images, labels)
 
 
+def _checksum(file: BinaryIO) -> bytes:
+    """Of all that follows the header."""
+    file.seek(_HEADER_BYTES)
+    checksum = 0
+    while block := file.read(1 << 22):
+        checksum = zlib.crc32(block, checksum)
+    return f"{checksum:08x}".encode()
+
+
 def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Progress | None = None) -> bool:
     """Renders what is missing, with `workers` processes; says whether anything was.
 
@@ -115,7 +129,7 @@ def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Prog
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "render.lock"):
-        missing = [spec for spec in pool_specs(config).values() if open_pool(spec, folder) is None]
+        missing = [spec for spec in pool_specs(config).values() if open_pool(spec, folder, whole=True) is None]
         if missing:
             _render_pools(missing, folder, workers, progress or (lambda done, total: None))
     return bool(missing)
@@ -143,6 +157,10 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
             progress(done, total)
         for spec, path in temporary.items():
             with path.open("rb+") as file:
+                checksum = _checksum(file)
+                file.seek(_HEADER_BYTES - _CHECKSUM_BYTES)
+                file.write(checksum)
+                file.flush()
                 os.fsync(file.fileno())
             path.replace(folder / spec.name)
     finally:

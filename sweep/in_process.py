@@ -7,18 +7,20 @@ from sweep.trial import Trial
 
 
 def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: int) -> None:
-    """`at_once` trials take turns, an epoch each; 1 runs them one after another."""
+    """`at_once` trials take turns, an epoch each; 1 runs them one after another.
+
+    The turn is always that of the trial with the fewest epochs: an order that a resumed search finds again.
+    """
     live: dict[int, Trial] = {}
     try:
-        while True:
+        while not search.exhausted:
             while len(live) < at_once and (record := search.ask()) is not None:
                 live[record.number] = make_trial(record)
-            if not live:
+            number = min(live, key=lambda number: (search.records[number].epochs, number), default=None)
+            if number is not None and not search.report(number, live[number].step()):
+                live.pop(number).close()
+            elif number is None and search.halted:
                 return
-            for number, trial in list(live.items()):
-                if not search.report(number, trial.step()):
-                    trial.close()
-                    del live[number]
     finally:
         for trial in live.values():
             trial.close()

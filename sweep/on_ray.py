@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ray.tune.search import Searcher
 
 from sweep.config import SweepConfig
 from sweep.resources import Allotment
-from sweep.searcher import Search
+from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace, see_no_gpu
 
 
@@ -46,7 +47,7 @@ class RayTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self.trial is None:
-            self.trial = Trial(self.sweep, self.workplace, self.config["name"], self.config["values"])
+            self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
         return self.trial.step()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -80,9 +81,9 @@ class _Suggestions(_HasSearch, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         record = self._search.ask()
-        if record is None:
-            return str(Searcher.FINISHED)
-        return {"number": record.number, "name": record.name, "values": record.values}
+        if record is not None:
+            return asdict(record)
+        return str(Searcher.FINISHED) if self._search.exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The scheduler has told the search already."""
@@ -123,7 +124,7 @@ def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Al
             tune_config=tune.TuneConfig(
                 search_alg=_Suggestions(search),
                 scheduler=_Decisions(search),
-                num_samples=search.trials,
+                num_samples=search.trials * (config.search.max_failures + 1),
                 max_concurrent_trials=allotment.at_once,
                 reuse_actors=True,
                 trial_name_creator=_name,
@@ -132,7 +133,6 @@ def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Al
             run_config=tune.RunConfig(
                 name="ray",
                 storage_path=str(workplace.root),
-                failure_config=tune.FailureConfig(max_failures=config.search.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 callbacks=[],
                 verbose=0,

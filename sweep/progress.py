@@ -35,6 +35,7 @@ class Terminal:
         self._states: Counter[str] = Counter()
         self._best: float | None = None
         self._epochs: dict[int, int] = {}
+        self._noted: set[int] = set()
         self._trials, self._epochs_each, self._start = 0, 1, time.monotonic()
 
     def say(self, text: str, at: int = 1) -> None:
@@ -92,11 +93,30 @@ class Terminal:
         self._trials, self._epochs_each, self._start = trials, epochs, time.monotonic()
         self.live(self._status(), trials * epochs)
 
+    def known(self, record: TrialRecord) -> None:
+        """Of a trial that ended in an earlier run."""
+        self._states[record.state] += 1
+        self._epochs[record.number] = self._epochs_each
+        if record.error_rate is not None:
+            self._best = min(record.error_rate, 2.0 if self._best is None else self._best)
+
     def started(self, record: TrialRecord) -> None:
         self._states["running"] += 1
+        if record.epochs:
+            self.say(f"  {record.number:04d} goes on after epoch {record.epochs}")
+        self._refresh()
+
+    def released(self, record: TrialRecord) -> None:
+        self._states["running"] -= 1
+        if record.error is not None:
+            later = "" if record.state == "interrupted" else "; will be tried again"
+            self.say(f"  {record.number:04d} [red]{escape(record.error)}[/]{later}")
         self._refresh()
 
     def reported(self, record: TrialRecord) -> None:
+        if record.note and record.number not in self._noted:
+            self._noted.add(record.number)
+            self.say(f"  {record.number:04d} [yellow]{escape(record.note)}[/]", at=0)
         self._epochs[record.number] = record.epochs
         if record.error_rate is not None:
             self._best = min(record.error_rate, 2.0 if self._best is None else self._best)
@@ -135,14 +155,17 @@ class Terminal:
         parts += [f"{self._states[key]} {key}" for key in ("stopped", "diverged", "failed") if self._states[key]]
         return " · ".join([*parts, f"best error {percent(self._best)}"])
 
-    def summary(self, search: Search, config: SweepConfig, root: Path, address: str) -> None:
-        """The leaderboard, the winner, where it lies and how to look at it."""
+    def summary(
+        self, search: Search, best: TrialRecord | None, config: SweepConfig, root: Path, address: str, resume: str
+    ) -> None:
+        """The leaderboard, the winner, where it lies and how to look at it; how to go on if it was interrupted."""
         if search.interrupted:
             ended = sum(record.state not in ("running", "interrupted") for record in search.records.values())
-            self.say(f"\n[magenta]interrupted[/]: {ended} of {search.trials} trials ended", at=0)
+            why = f" ({escape(search.halted)})" if search.halted else ""
+            self.say(f"\n[magenta]interrupted[/]{why}: {ended} of {search.trials} trials ended", at=0)
         self.say("")
         self._leaderboard(search.ranked())
-        if (best := search.best) is None:
+        if best is None:
             self.say("\n[red]no trial reached the end of an epoch[/]", at=0)
         else:
             self.say(f"\n[bold]best[/] {best.name}: {percent(best.error_rate)} of texts wrong", at=0)
@@ -150,6 +173,8 @@ class Terminal:
             self.say(f"  its weights  {shown(root / 'best.pt')}")
             self.say(f"  try it       python -m model.predict {shown(root / 'best.pt')} IMAGE…")
         color_by = "schedule" if "schedule.name" in config.search.space else None
+        if search.interrupted:
+            self.say(f"\nto go on: {escape(resume)}", at=0)
         self.say(f"\n{logdir_command(root)}\n  then open {escape(comparison_link(address, color_by))}", at=0)
 
     def _leaderboard(self, records: list[TrialRecord], most: int = 20) -> None:

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,18 +58,20 @@ class Reporter:
     def __init__(self, config: SweepConfig, workplace: Workplace) -> None:
         self._config, self._workplace = config, workplace
         self._writer = SweepWriter(workplace.logs("_sweep"), config.search.space)
-        self._records: dict[int, TrialRecord] = {}
         self._ended = 0
         self._best: float | None = None
 
     def started(self, record: TrialRecord) -> None:
-        self._records[record.number] = record
+        pass
 
     def reported(self, record: TrialRecord) -> None:
-        self._records[record.number] = record
+        pass
+
+    def released(self, record: TrialRecord) -> None:
+        pass
 
     def ended(self, record: TrialRecord) -> None:
-        self._records[record.number] = record
+        """May be told again of a trial that ended in an earlier run, and then completes what that run left undone."""
         logs = self._workplace.logs(record.name)
         if logs.exists():
             end_session(logs, success=record.state in ("completed", "stopped"))
@@ -83,11 +83,12 @@ class Reporter:
         if self._best is not None:
             self._writer.best(self._ended, self._best)
 
-    def finish(self, search: Search) -> None:
-        """Writes the leaderboard and copies the winner. Also after an interruption, with what there is."""
+    def finish(self, search: Search) -> TrialRecord | None:
+        """Writes the leaderboard and copies the winner, which it returns. Also after an interruption, with what there
+        is. Raises OSError."""
         ranked = search.ranked()
         columns, rows = table(ranked, self._config.search.space)
-        replace_text(self._workplace.root / "leaderboard.csv", as_csv(columns, rows))
+        replace_file(self._workplace.root / "leaderboard.csv", as_csv(columns, rows).encode())
         if ranked:
             hidden = {"trial", "seconds", "loss", "error"}  # TensorBoard breaks wide tables inside words
             shown = [index for index, column in enumerate(columns) if column not in hidden]
@@ -96,17 +97,23 @@ class Reporter:
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
         self._writer.close()
-        if (best := search.best) is not None:
-            replace_text(self._workplace.root / "best.yaml", self._config.with_values(best.values).yaml)
-            temporary = self._workplace.root / ".best.pt"
-            shutil.copyfile(self._workplace.files(best.name) / "best.pt", temporary)
-            temporary.replace(self._workplace.root / "best.pt")
+        for record in ranked:
+            weights = self._workplace.files(record.name) / "best.pt"
+            if record.best_epoch is not None and weights.exists():
+                replace_file(self._workplace.root / "best.yaml", self._config.with_values(record.values).yaml.encode())
+                replace_file(self._workplace.root / "best.pt", weights.read_bytes())
+                return record
+        return None
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sweep.resources import Allotment
     from sweep.searcher import Search
 
-_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 
 
@@ -31,9 +32,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Search learning rate and schedule of a captcha recogniser; compare all trials in TensorBoard.",
     )
     add = parser.add_argument
-    add("--config", type=Path, default=_CONFIGS / "quickstart.yaml", help="YAML (default configs/quickstart.yaml)")
+    add("--config", type=Path, default=_QUICKSTART, help="YAML (default configs/quickstart.yaml)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
+    add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")
+    add("--resume", type=Path, metavar="FOLDER", help="go on with the sweep in this folder")
     add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
     add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
@@ -48,6 +51,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    logging.raiseExceptions = False  # a full disk is told once, in a sentence
     try:
         return _run(options)
     except ConfigError as error:
@@ -58,28 +63,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _run(options: argparse.Namespace) -> int:
     config = _read(options)
     pools = _writable(Path(str(config.data.path)), "--cache-dir")
-    candidates = _folders(options)
+    candidates = [] if options.resume else _folders(options)
     # Imported here: most bad input has been answered by now, and torch takes seconds.
     from sweep.resources import allot, this_machine
     from sweep.searcher import Search, trial_count
+    from sweep.trial import locked
 
     machine = this_machine()
     allotment = allot(config, machine, trial_count(config.search), options.local)
     if options.dry_run:
         _show(config, Search(config, None))
         return 0
-    root = _new_folder(candidates)
-    (root / "sweep.yaml").write_text(config.yaml, encoding="utf-8")
-    logging.basicConfig(filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+    root = options.resume.absolute() if options.resume else _new_folder(candidates)
 
     from sweep.progress import Terminal
+    from sweep.report import replace_file
 
-    terminal = Terminal(verbosity=0 if options.quiet else 2 if options.verbose else 1)
-    terminal.header(options.config, config, machine, allotment, root)
     with ExitStack() as closing:
+        try:
+            # A killed sweep's lock goes with it; its workers' locks on their trials may last some seconds longer.
+            closing.enter_context(locked(root))
+        except TimeoutError:
+            raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"]) from None
+        replace_file(root / "sweep.yaml", config.yaml.encode())
+        logging.basicConfig(
+            filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
+        )
+        terminal = Terminal(verbosity=0 if options.quiet else 2 if options.verbose else 1)
+        source = root / "sweep.yaml" if options.resume else options.config
+        terminal.header(source, config, machine, allotment, root)
+        closing.callback(terminal.stop)
         address = "http://localhost:6006"
         if options.tensorboard:
             from sweep.tensorboard_server import TensorBoard
@@ -88,14 +108,13 @@ def _run(options: argparse.Namespace) -> int:
             closing.callback(board.close)
             address = board.address
             terminal.say(f"TensorBoard is on {address}", at=0)
-        closing.callback(terminal.stop)
-        search = _search(config, root, pools, machine.cpus, allotment, terminal, options.local)
-        terminal.summary(search, config, root, address)
+        resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
+        status = _search(config, root, pools, machine.cpus, allotment, terminal, options.local, address, resume)
         if options.tensorboard and sys.stdout.isatty():
             terminal.say(f"TensorBoard stays on {address} until Ctrl-C", at=0)
             with suppress(KeyboardInterrupt):
                 signal.pause()
-    return search.exit_code
+    return status
 
 
 def _search(
@@ -106,42 +125,78 @@ def _search(
     allotment: "Allotment",
     terminal: "Terminal",
     local: bool,
-) -> "Search":
-    """Renders what is missing, runs all trials, and writes the report, also of an interrupted search."""
+    address: str,
+    resume: str,
+) -> int:
+    """Renders what is missing, runs all trials that have not ended, reports, also after an interruption."""
     from model.pools import ensure_pools
     from sweep.report import Reporter
     from sweep.searcher import Search
-    from sweep.trial import Trial, Workplace
+    from sweep.trial import Trial, Workplace, is_disk_full
 
-    ensure_pools(config, pools, cores, terminal.rendered)
-    workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
-    reporter = Reporter(config, workplace)
-    search = Search(config, root / "study.db", (terminal, reporter))
-    terminal.search_begins(search.trials, search.epochs)
-    with suppress(KeyboardInterrupt):  # what is known is on disk; the report says what is missing
-        if local:
-            from sweep import in_process
+    try:
+        ensure_pools(config, pools, cores, terminal.rendered)
+        workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
+        reporter = Reporter(config, workplace)
+        search = Search(config, root / "study.db", (terminal, reporter))
+        terminal.search_begins(search.trials, search.epochs)
+        for record in search.records.values():
+            terminal.known(record)
+            reporter.ended(record)
+        nothing_left = search.exhausted
+        try:
+            if nothing_left:
+                terminal.say("nothing is left to do", at=0)
+            elif local:
+                from sweep import in_process
 
-            in_process.run(search, lambda r: Trial(config, workplace, r.name, r.values), allotment.at_once)
-        else:
-            from sweep import on_ray
+                in_process.run(search, lambda record: Trial(config, workplace, record), allotment.at_once)
+            else:
+                from sweep import on_ray
 
-            on_ray.run(search, config, workplace, allotment)
-    terminal.stop()
-    search.interrupt()
-    reporter.finish(search)
-    return search
+                on_ray.run(search, config, workplace, allotment)
+        except KeyboardInterrupt:
+            pass  # what is known is on disk; the report says what is missing
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            search.halted = "no space is left on the disk"
+        terminal.stop()
+        search.interrupt()
+        best = reporter.finish(search)
+    except KeyboardInterrupt:
+        terminal.stop()
+        terminal.say(f"\n[magenta]interrupted[/]\nto go on: {resume}", at=0)
+        return 130
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        terminal.stop()
+        print(f"{root}: no space is left on the disk; make room, then go on: {resume}", file=sys.stderr)
+        return 130
+    terminal.summary(search, best, config, root, address, resume)
+    return 0 if nothing_left else search.exit_code
 
 
 def _read(options: argparse.Namespace) -> SweepConfig:
     """The config with everything resolved. Raises ConfigError."""
     settings = parse_settings("--set", options.set)
+    trial = None if options.trial is None else parse_settings("--trial", options.trial.split(","))
+    source = options.config
+    if options.resume is not None:
+        given = [f"--{key}" for key in ("set", "trial", "name", "dry_run") if getattr(options, key)]
+        if given or options.config != _QUICKSTART:
+            raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
+        source = options.resume / "sweep.yaml"
+        if not source.is_file():
+            raise ConfigError([f"--resume: '{options.resume}' is not allowed: there is no sweep.yaml in it"])
+    if options.trials is not None:
+        settings["search.trials"] = options.trials
     if options.cache_dir is not None:
         settings["data.path"] = str(options.cache_dir)
-    trial = None if options.trial is None else parse_settings("--trial", options.trial.split(","))
-    config = load(options.config, settings, trial)
+    config = load(source, settings, trial)
     folder = Path(config.data.path) if config.data.path else user_cache_path("crnn-sweep")
-    return load(options.config, {**settings, "data.path": str(folder.expanduser().absolute())}, trial)
+    return load(source, {**settings, "data.path": str(folder.expanduser().absolute())}, trial)
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:

@@ -39,6 +39,8 @@ class TrialRecord:
     best_epoch: int | None = None
     seconds: float = 0.0
     error: str | None = None
+    failures: int = 0  # how often it was tried again
+    note: str | None = None  # what was unusual when it went on
 
     def score(self, metric: str) -> float:
         """The value to minimise; infinite while there is none."""
@@ -47,10 +49,12 @@ class TrialRecord:
 
 
 class Listener(Protocol):
-    """Hears of each trial: once when it starts, after each epoch, and once when its state is final."""
+    """Hears of each trial: when it starts or goes on, after each epoch, when it is let go of for a while (to be tried
+    again or resumed), and once when its state is final."""
 
     def started(self, record: TrialRecord) -> None: ...
     def reported(self, record: TrialRecord) -> None: ...
+    def released(self, record: TrialRecord) -> None: ...
     def ended(self, record: TrialRecord) -> None: ...
 
 
@@ -86,36 +90,75 @@ def trial_count(config: SearchConfig) -> int:
 
 
 class Search:
-    """Asks the sampler, tells it and the pruner, and keeps a record of each trial. Without `database`, in memory."""
+    """Asks the sampler, tells it and the pruner, and keeps a record of each trial. Without `database`, in memory.
+
+    With the database of an earlier search it goes on with that one: trials that had not ended are given out first.
+    """
 
     def __init__(self, config: SweepConfig, database: Path | None, listeners: tuple[Listener, ...] = ()) -> None:
         self.config, self.listeners = config.search, listeners
         self.epochs = config.training.epochs
         self.trials = trial_count(config.search)
         self.records: dict[int, TrialRecord] = {}
+        self.halted: str | None = None  # why no trial may go on
         self._live: dict[int, optuna.Trial] = {}
+        self._again: list[int] = []  # numbers of trials that failed and are tried again when all others were given out
         self._study = optuna.create_study(
             storage=f"sqlite:///{database}" if database else None,
-            study_name=database.parent.name if database else None,
+            study_name="sweep",
             pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
             direction="minimize",
+            load_if_exists=True,
         )
+        known = self._study.get_trials(deepcopy=False)
+        self._unfinished = [trial.number for trial in known if trial.state == TrialState.RUNNING]
+        for trial in known:
+            if trial.state.is_finished():
+                self.records[trial.number] = TrialRecord(**trial.user_attrs["record"])
         first = list(config.search.points)
         if config.search.searcher == "grid":
             first += grid_points(config.search.space)
-        for point in first[: self.trials]:
+        for point in first[len(known) : self.trials]:
             self._study.enqueue_trial(point)
 
     def ask(self) -> TrialRecord | None:
-        """The next trial; None when all have been given out."""
-        number = len(self.records)
-        if number >= self.trials:
+        """The next trial, or None: then, if `exhausted`, none will follow."""
+        if self.halted:
             return None
-        self._study.sampler = SAMPLERS[self.config.searcher](self.config, number)
-        trial = self._study.ask()
+        if self._unfinished:
+            return self._started(self._continued(self._unfinished.pop(0))) or self.ask()
+        number = len(self.records)
+        if number < self.trials:
+            self._study.sampler = self._sampler(number)
+            return self._started(self._study.ask())
+        if self._again:
+            return self._started(self._continued(self._again.pop(0)))
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing runs and nothing is left to give out."""
+        left = self._unfinished or self._again or len(self.records) < self.trials
+        return not self._live and (self.halted is not None or not left)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        return SAMPLERS[self.config.searcher](self.config, number)
+
+    def _continued(self, number: int) -> optuna.Trial:
+        """A trial that is RUNNING in the study; values it has drawn already stay."""
+        self._study.sampler = self._sampler(number)
+        return optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def _started(self, trial: optuna.Trial) -> TrialRecord | None:
+        """None if the trial's end was decided, but not yet told, when the search was cut."""
         values = suggest(trial, self.config.space)
         record = TrialRecord(trial.number, trial_name(trial.number, values), values)
+        record = TrialRecord(**trial.user_attrs.get("record", asdict(record)))
         self._live[record.number] = trial
+        if record.state in _FINAL_STATES:
+            self._end(record)
+            return None
+        record = replace(record, state="running", error=None)
         self._keep(record)
         for listener in self.listeners:
             listener.started(record)
@@ -123,35 +166,49 @@ class Search:
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
         """Takes what `Trial.step` returned; says whether the trial should go on."""
-        trial = self._live[number]
-        kept = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds")
-        record = replace(self.records[number], **{key: result[key] for key in kept if key in result})
+        trial, before = self._live[number], self.records[number]
         state: State = result["state"]
-        if state == "running" or state == "completed":
+        if state in ("failed", "interrupted"):
+            self.fail(number, result["error"], for_now=state == "interrupted")
+            return False
+        record = replace(before, state=state, error=result.get("error"), **_scores(result))
+        if record.epochs > before.epochs:  # else it was trained again because its checkpoint was lost
             trial.report(result[f"epoch_{_stopping_metric(self.config)}"], record.epochs)
             if state == "running" and trial.should_prune():
-                state = "stopped"
+                record = replace(record, state="stopped")
         self._keep(record)
         for listener in self.listeners:
             listener.reported(record)
-        if state != "running":
-            self._end(replace(record, state=state, error=result.get("error")))
-        return state == "running"
+        if record.state != "running":
+            self._end(record)
+        return record.state == "running" and not self.halted
 
-    def fail(self, number: int, error: str) -> None:
-        """For a trial whose process was lost."""
-        if number in self._live:
-            self._end(replace(self.records[number], state="failed", error=error))
+    def fail(self, number: int, error: str, for_now: bool = False) -> None:
+        """For a trial that raised an error or lost its process: it is tried again, from its checkpoint, as often as
+        the config allows. `for_now`: what is wrong concerns all, the search halts and can be resumed."""
+        if number not in self._live:
+            return
+        record = replace(self.records[number], error=error)
+        if for_now:
+            self.halted = error
+            self._release(replace(record, state="interrupted"))
+        elif record.failures < self.config.max_failures:
+            self._release(replace(record, failures=record.failures + 1))
+            self._again.append(number)
+        else:
+            self._keep(replace(record, state="failed"))
+            self._end(self.records[number])
 
     def interrupt(self) -> None:
-        """Marks what still runs. It stays RUNNING in the study."""
-        for number in list(self._live):
-            del self._live[number]
-            self._keep(replace(self.records[number], state="interrupted"))
+        """Lets go of what still runs or waits. It stays RUNNING in the study, for a later search to continue."""
+        for number in [*self._live, *self._again]:
+            self._release(replace(self.records[number], state="interrupted"))
+        self._again.clear()
 
     @property
     def interrupted(self) -> bool:
-        return len(self.records) < self.trials or any(r.state == "interrupted" for r in self.records.values())
+        started = len(self.records) + len(self._unfinished)
+        return started < self.trials or any(r.state == "interrupted" for r in self.records.values())
 
     @property
     def exit_code(self) -> int:
@@ -169,18 +226,31 @@ class Search:
         return ranked[0] if ranked else None
 
     def _keep(self, record: TrialRecord) -> None:
-        self.records[record.number] = record
+        """In one write, so that a cut leaves the study knowing all of an epoch or nothing."""
         if record.number in self._live:
             self._live[record.number].set_user_attr("record", asdict(record))
+        self.records[record.number] = record
+
+    def _release(self, record: TrialRecord) -> None:
+        self._keep(record)
+        self._live.pop(record.number, None)
+        for listener in self.listeners:
+            listener.released(record)
 
     def _end(self, record: TrialRecord) -> None:
-        self._keep(record)
+        """Tells the study what is already in the record."""
         trial = self._live.pop(record.number)
+        self.records[record.number] = record
         final = _FINAL_STATES[record.state]
         value = record.score(self.config.metric) if final == TrialState.COMPLETE else None
         self._study.tell(trial, value, state=final)
         for listener in self.listeners:
             listener.ended(record)
+
+
+def _scores(result: dict[str, Any]) -> dict[str, Any]:
+    kept = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds", "note")
+    return {key: result[key] for key in kept if key in result}
 
 
 def _stopping_metric(config: SearchConfig) -> str:

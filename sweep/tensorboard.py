@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -144,6 +144,10 @@ class TrialWriter:
         for name, size in positions.items():
             self._writers[name].file.cut(size)
 
+    def has(self, positions: Mapping[str, int]) -> bool:
+        """Whether all that was there at `positions` still is."""
+        return all(size <= self.positions[name] for name, size in positions.items())
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for tag, value in values.items():
             self._run.add_scalar(tag, value, step)
@@ -181,11 +185,28 @@ class TrialWriter:
 
 
 def end_session(folder: Path, success: bool) -> None:
-    """Closes a trial's HParams row. Written by whoever knows that the trial is final, once."""
+    """Closes a trial's HParams row, unless it is closed already. For whoever knows that the trial is final and its
+    process writes no more: half a record that a killed one left is cut off."""
     status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
     writer = Writer(folder)
-    writer.hparams("session_end_info", session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
+    records = list(_records(writer.file.path))
+    if records and (whole := records[-1][0]) < writer.file.size:
+        writer.file.cut(whole)
+    if not any(b"_hparams_/session_end_info" in data for _, data in records):
+        writer.hparams("session_end_info", session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
     writer.close()
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each whole record's end in the file and its data."""
+    position, total = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            position += 16 + length
+            if position > total:
+                return
+            yield position, file.read(length + 4)[:-4]
 
 
 class SweepWriter:
@@ -193,6 +214,7 @@ class SweepWriter:
 
     def __init__(self, folder: Path, space: Space) -> None:
         self._run = Writer(folder)
+        self._run.file.cut(0)  # a resumed sweep tells all of it again
         metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
         experiment = Experiment(hparam_infos=_columns(space), metric_infos=metrics, time_created_secs=time.time())
         self._run.hparams("experiment", experiment=experiment)

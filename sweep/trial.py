@@ -1,6 +1,8 @@
 """One trial of a sweep: trains, logs, saves, an epoch at a time. Ray and the in-process executor both drive it."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import time
 import traceback
@@ -17,7 +19,8 @@ from model.data import Data
 from model.evaluation import Samples
 from model.training import Diverged, Epoch, make_network, train
 from sweep import badcases
-from sweep.config import SweepConfig, Value
+from sweep.config import SweepConfig
+from sweep.searcher import TrialRecord
 from sweep.tensorboard import TrialWriter
 
 
@@ -38,64 +41,68 @@ class Workplace:
 
 
 class Trial:
-    """Continues from the newest whole checkpoint in its folder, if there is one."""
+    """Goes on from the newest whole checkpoint in its folder, if there is one.
 
-    def __init__(self, base: SweepConfig, workplace: Workplace, name: str, values: dict[str, Value]) -> None:
-        self.base, self.workplace, self.name, self.values = base, workplace, name, values
-        self.folder = workplace.files(name)
-        self._epochs: Generator[Epoch] | None = None
-        self._seconds = 0.0
+    An epoch's checkpoint is written after everything else of that epoch, with the sizes the event files then had: what
+    a killed process logged after it is cut off, so an epoch is in the curves once or not at all.
+    """
+
+    def __init__(self, base: SweepConfig, workplace: Workplace, record: TrialRecord) -> None:
+        self.base, self.workplace, self.record = base, workplace, record
+        self.folder, self.logs = workplace.files(record.name), workplace.logs(record.name)
+        self._epochs: Generator[dict[str, Any]] | None = None
         self._closing = contextlib.ExitStack()
 
     def step(self) -> dict[str, Any]:
-        """Trains one more epoch. The result's `state` is running, completed, diverged or failed; with the last comes
-        one line of `error`. Raises nothing: an error of one trial is no reason to lose its process."""
-        start = time.monotonic()
+        """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if the
+        disk is full; with the last three comes one line of `error`. Raises nothing: an error of one trial is no
+        reason to lose its process."""
         try:
             if self._epochs is None:
                 self._epochs = self._open()
-            epoch = next(self._epochs)
+            return next(self._epochs)
         except Diverged as error:
             return {"state": "diverged", "error": str(error)}
         except Exception as error:
-            (self.folder / "error.txt").write_text(traceback.format_exc())
-            return {"state": "failed", "error": one_line(error)}
-        self._seconds += time.monotonic() - start
-        return {
-            "seconds": self._seconds,
-            "state": "completed" if epoch.number == self.base.training.epochs else "running",
-            "epochs": epoch.number,
-            "best_epoch": epoch.best_number,
-            **asdict(epoch.best_valid),
-            **{f"epoch_{name}": value for name, value in asdict(epoch.valid).items()},
-        }
+            with contextlib.suppress(OSError):
+                (self.folder / "error.txt").write_text(traceback.format_exc())
+            return {"state": "interrupted" if is_disk_full(error) else "failed", "error": one_line(error)}
 
     def close(self) -> None:
-        self._closing.close()
+        with contextlib.suppress(OSError):  # a full disk
+            self._closing.close()
 
-    def _open(self) -> Generator[Epoch]:
+    def _open(self) -> Generator[dict[str, Any]]:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # A killed driver's workers live on for some seconds: wait until the last one lets go of this trial.
+        self._closing.enter_context(locked(self.folder, seconds=60))
         torch.set_num_threads(self.workplace.threads)
         epochs = self._train()
         self._closing.callback(epochs.close)
         return epochs
 
-    def _train(self) -> Generator[Epoch]:
-        resolved = self.base.with_values(self.values)
+    def _train(self) -> Generator[dict[str, Any]]:
+        resolved = self.base.with_values(self.record.values)
         config = resolved.trial()
+        self._move_strangers_aside(resolved.yaml)
         device = torch.device("cuda" if self.workplace.gpu else "cpu")
         data = Data(config, self.workplace.pools, device, workers=self.workplace.threads - 1)
-        writer = TrialWriter(self.workplace.logs(self.name))
+        writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
         with contextlib.closing(writer), contextlib.closing(pictures):
-            start = self._newest_checkpoint()
+            start, note = self._newest_checkpoint(writer)
+            seconds = 0.0
             if start is None:
                 writer.rewind({"": 0, "train": 0})
                 (self.folder / "config.yaml").write_text(resolved.yaml)
-                writer.begin(self.name, self.values, config, resolved.yaml)
+                writer.begin(self.record.name, self.record.values, config, resolved.yaml)
             else:
                 writer.rewind(start["positions"])
                 pictures.restore(start["pictures"])
+                seconds = start["result"]["seconds"]
+                if start["epoch"] > self.record.epochs:  # trained, but nobody was told
+                    yield {**start["result"], "note": note}
+            begin = time.monotonic()
             for epoch in train(config, make_network(config, device), data, writer.log, start):
                 writer.epoch(epoch.number, epoch.train, epoch.valid, epoch.best_valid.error_rate)
                 pictures.take(epoch)
@@ -105,17 +112,79 @@ class Trial:
                         self.folder / "best.pt",
                         {**described, "epoch": epoch.number, "network": epoch.state["network"]},
                     )
-                state = {**epoch.state, "positions": writer.positions, "pictures": pictures.state}
-                checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", state)
+                result = {
+                    "state": "completed" if epoch.number == config.training.epochs else "running",
+                    "seconds": seconds + time.monotonic() - begin,
+                    "epochs": epoch.number,
+                    "best_epoch": epoch.best_number,
+                    **asdict(epoch.best_valid),
+                    **{f"epoch_{name}": value for name, value in asdict(epoch.valid).items()},
+                }
+                kept = {"positions": writer.positions, "pictures": pictures.state, "result": result}
+                checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", {**epoch.state, **kept})
                 for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
                     old.unlink()
-                yield epoch
+                yield {**result, "note": note}
 
-    def _newest_checkpoint(self) -> dict[str, Any] | None:
+    def _newest_checkpoint(self, writer: TrialWriter) -> tuple[dict[str, Any] | None, str | None]:
+        """With a sentence if one had to be passed over."""
+        damaged: list[str] = []
         for path in sorted(self.folder.glob("epoch_*.pt"), reverse=True):
-            with contextlib.suppress(ValueError):
-                return checkpoints.load(path)
-        return None
+            try:
+                state = checkpoints.load(path)
+                if writer.has(state["positions"]):
+                    return state, _passed_over(damaged, f"went on from epoch {state['epoch']}")
+            except ValueError:
+                pass
+            damaged.append(path.name)
+            path.unlink()
+        return None, _passed_over(damaged, "started again")
+
+    def _move_strangers_aside(self, yaml: str) -> None:
+        """Files of another trial that had this name, which no search knows any more, are kept, but not mixed in."""
+        config = self.folder / "config.yaml"
+        if not config.exists() or config.read_text() == yaml:
+            return
+        aside = self.folder / f"aside-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir()
+        for path in [path for path in self.folder.iterdir() if not path.name.startswith("aside-")]:
+            path.rename(aside / path.name)
+        if self.logs.exists():
+            self.logs.rename(aside / "tensorboard")
+
+
+def _passed_over(damaged: list[str], what: str) -> str | None:
+    return f"damaged, or without its curves: {', '.join(damaged)}; {what}" if damaged else None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float = 0) -> Generator[None]:
+    """Holds a lock on an existing folder that goes with its process. Raises TimeoutError."""
+    handle = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{folder}: another process works here") from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, is a full disk or quota; SQLite says so in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Pictures:

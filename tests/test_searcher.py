@@ -40,7 +40,7 @@ def run(search: Search, loss_of: Callable[[TrialRecord, int], float]) -> list[Tr
 
 
 def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
-    search = Search(config(search__trials=5), tmp_path / "study.db")
+    search = Search(config(search__trials=5, search__max_failures=0), tmp_path / "study.db")
     for outcome in ("completed", "diverged", "failed", "lost"):
         record = search.ask()
         assert record is not None
