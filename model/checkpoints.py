@@ -1,30 +1,23 @@
 """Saving whole or not at all, and loading what strangers send without running it."""
 
 import io
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from model.files import replace_file
+
 _TRAILER = "\ncrc32 {:08x}\n"  # behind the zip archive, where torch does not look; it checks no checksum of its own
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a temporary file, syncs and renames it: a crash leaves the old file or the new one."""
+    """Synced to the disk, whole or not at all. Raises OSError."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data + _TRAILER.format(zlib.crc32(data)).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, data + _TRAILER.format(zlib.crc32(data)).encode())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -56,7 +56,8 @@ class CaptchaConfig(Section):
 
 class DataConfig(Section):
     """`pool`: rendered once into files that all trials map, kept under `path` (default: the cache
-    directory). `stream`: every training image is fresh, an epoch is `train_images` long."""
+    directory; below the output directory unless absolute). `stream`: every training image is fresh,
+    an epoch is `train_images` long."""
 
     source: Literal["pool", "stream"] = "pool"
     path: str | None = None
@@ -64,6 +65,13 @@ class DataConfig(Section):
     valid_images: Positive = 2_000
     test_images: Positive = 2_000
     seed: int = 0
+
+    @field_validator("path")
+    @classmethod
+    def _does_not_climb(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/") and {"..", "~"} & {value[:1], *value.split("/")}:
+            raise ValueError(f"{value!r} is not allowed: it must lie below the output directory or be absolute")
+        return value
 
 
 class NetworkConfig(Section):

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -138,15 +139,18 @@ def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Prog
 def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: Progress) -> None:
     total, done = sum(spec.count for spec in specs), 0
     progress(0, total)
+    for left_by_killed in folder.glob(".*.pool.*"):
+        left_by_killed.unlink()
+    # The process's own name: one that was killed may have left a process that still writes.
     temporary = {spec: folder / f".{spec.name}.{os.getpid()}" for spec in specs}
-    # Spawned, not forked: the caller may hold threads. Ctrl-C is the caller's to handle.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    # Spawned, not forked: the caller may hold threads.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_process)
     try:
         for spec, path in temporary.items():
             with path.open("wb") as file:
                 file.write(spec.header())
-                file.truncate(spec.file_bytes)
+                file.flush()
+                _reserve(file.fileno(), spec.file_bytes)
         futures = [
             executor.submit(_render_chunk, path, spec, start, min(start + _CHUNK, spec.count))
             for spec, path in temporary.items()
@@ -167,6 +171,25 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
         executor.shutdown(cancel_futures=True)
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+# Without the reservation, a disk that fills up would kill what writes into the mapped file. macOS has no such call.
+_reserve: Callable[[int, int], None] = (
+    (lambda file, size: os.posix_fallocate(file, 0, size)) if hasattr(os, "posix_fallocate") else os.truncate
+)
+
+
+def _prepare_process() -> None:
+    """Ctrl-C is the caller's to handle; a caller that is killed takes its processes with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+
+    def follow() -> None:
+        caller.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _render_chunk(path: Path, spec: PoolSpec, start: int, stop: int) -> int:

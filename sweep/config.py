@@ -326,6 +326,7 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
         path, context = _path(item["loc"]), item.get("ctx", {})
         match item["type"]:
             case "extra_forbidden":
+                path = ".".join(filter(None, (_path(item["loc"][:-1]), str(item["loc"][-1]))))
                 known = [field.alias or name for name, field in _section(model, item["loc"]).model_fields.items()]
                 close = difflib.get_close_matches(path.split(".")[-1], known, 1)
                 hint = f"did you mean {close[0]}? " if close else ""

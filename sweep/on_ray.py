@@ -6,10 +6,11 @@ that is started again finds its own checkpoint.
 
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
 os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 
 import ray
+from filelock import FileLock
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -33,6 +36,8 @@ from sweep.config import SweepConfig
 from sweep.resources import Allotment
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace, see_no_gpu
+
+_LOCK = "in-use.lock"
 
 
 class RayTrial(tune.Trainable):
@@ -107,9 +112,12 @@ class _Decisions(_HasSearch, FIFOScheduler):
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else "no reason was given"
-        self._search.fail(trial.config["number"], f"its process was lost: {reason}"[:300])
+        reason = str(trial.get_error() or "no reason was given")
+        if "owner has died" in reason:
+            self._search.halt(trial.config["number"], "Ray's own processes were lost")
+        else:
+            line = reason.strip().splitlines()[-1].strip()
+            self._search.fail(trial.config["number"], f"its process was lost: {line}"[:300])
 
 
 def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment) -> None:
@@ -148,15 +156,14 @@ def _name(trial: Any) -> str:
 @contextmanager
 def _ray(allotment: Allotment) -> Iterator[None]:
     """A Ray of our own on this machine, its sessions in a temporary folder that goes with it."""
-    short = _short_temporary_folder()
-    with tempfile.TemporaryDirectory(prefix="ray-", dir=short, ignore_cleanup_errors=True) as folder:
+    with _temporary_folder() as folder:
         ray.init(
             address="local",
             num_cpus=allotment.total_cpus,
             num_gpus=allotment.total_gpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level="CRITICAL",  # a lost process is told in a line of our own
             _temp_dir=folder,
         )
         # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
@@ -168,7 +175,17 @@ def _ray(allotment: Allotment) -> Iterator[None]:
             ray.shutdown()
 
 
-def _short_temporary_folder() -> str:
-    """Ray's sockets lie below it, and a socket's path has at most 107 characters."""
-    usual = Path(tempfile.gettempdir())
-    return str(usual if len(str(usual)) <= 20 else Path("/tmp"))
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Removed at the end; one that a killed sweep has left, by the next sweep."""
+    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+    usual = tempfile.gettempdir()
+    place, prefix = usual if len(usual) <= 20 else "/tmp", "crnn-sweep-"
+    for lock in Path(place).glob(f"{prefix}*/{_LOCK}"):
+        with suppress(OSError), FileLock(lock, timeout=0):  # one that is in use is locked
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True) as own,
+        FileLock(Path(own) / _LOCK),
+    ):
+        yield own

@@ -1,6 +1,7 @@
 """What the terminal shows while a sweep runs: a live line where there is a terminal, else plain lines."""
 
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -25,18 +26,22 @@ _COLORS = {"completed": "green", "stopped": "yellow", "diverged": "red", "failed
 
 
 class Terminal:
-    """Listens to the search. `verbosity`: 0 only the result, 1 a line for each trial, 2 for each epoch."""
+    """Listens to the search. `verbosity`: 0 only the result, 1 a line for each trial, 2 for each epoch; `resume` is
+    the command that goes on with an interrupted sweep."""
 
-    def __init__(self, verbosity: int = 1) -> None:
+    def __init__(self, config: SweepConfig, root: Path, resume: str, verbosity: int = 1) -> None:
+        self._config, self._root, self._resume = config, root, resume
+        self._address = "http://localhost:6006"
         self.console = Console(highlight=False, soft_wrap=True)
         self.verbosity = verbosity
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._states: Counter[str] = Counter()
-        self._best: float | None = None
+        self._best = math.inf
         self._epochs: dict[int, int] = {}
         self._noted: set[int] = set()
         self._trials, self._epochs_each, self._start = 0, 1, time.monotonic()
+        self._epochs_before = 0  # trained by an earlier run of the sweep
 
     def say(self, text: str, at: int = 1) -> None:
         """One line of rich markup, if at least that verbose; into the log file always."""
@@ -44,8 +49,9 @@ class Terminal:
         if self.verbosity >= at:
             self.console.print(text)
 
-    def header(self, source: Path, config: SweepConfig, machine: Machine, allotment: Allotment, root: Path) -> None:
+    def header(self, source: Path, machine: Machine, allotment: Allotment) -> None:
         """What is about to happen."""
+        config, root = self._config, self._root
         search, device = config.search, torch.device("cuda" if allotment.gpus else "cpu")
         stopping = search.early_stopping
         stopped = (
@@ -89,16 +95,18 @@ class Terminal:
         if self._progress is not None:
             self._progress.update(self._task, completed=done, description=f"{done:,} of {total:,} images")
 
-    def search_begins(self, trials: int, epochs: int) -> None:
-        self._trials, self._epochs_each, self._start = trials, epochs, time.monotonic()
-        self.live(self._status(), trials * epochs)
+    def serves(self, address: str) -> None:
+        self._address = address
+        self.say(f"TensorBoard is on {address}", at=0)
 
-    def known(self, record: TrialRecord) -> None:
-        """Of a trial that ended in an earlier run."""
-        self._states[record.state] += 1
-        self._epochs[record.number] = self._epochs_each
-        if record.error_rate is not None:
-            self._best = min(record.error_rate, 2.0 if self._best is None else self._best)
+    def search_begins(self, search: Search) -> None:
+        self._trials, self._epochs_each, self._start = search.trials, search.epochs, time.monotonic()
+        for record in search.finished:
+            self._states[record.state] += 1
+            self._epochs[record.number] = self._epochs_each
+            self._best = min(self._best, record.score("error_rate"))
+        self._epochs_before = sum(self._epochs.values())
+        self.live(self._status(), search.trials * search.epochs)
 
     def started(self, record: TrialRecord) -> None:
         self._states["running"] += 1
@@ -118,10 +126,9 @@ class Terminal:
             self._noted.add(record.number)
             self.say(f"  {record.number:04d} [yellow]{escape(record.note)}[/]", at=0)
         self._epochs[record.number] = record.epochs
-        if record.error_rate is not None:
-            self._best = min(record.error_rate, 2.0 if self._best is None else self._best)
-            best = f"best error {percent(record.error_rate)}"
-            self.say(f"  {record.number:04d} epoch {record.epochs}/{self._epochs_each}  {best}", at=2)
+        self._best = min(self._best, record.score("error_rate"))
+        best = f"best error {percent(record.error_rate)}"
+        self.say(f"  {record.number:04d} epoch {record.epochs}/{self._epochs_each}  {best}", at=2)
         self._refresh()
 
     def ended(self, record: TrialRecord) -> None:
@@ -146,7 +153,8 @@ class Terminal:
 
     def _minutes_left(self) -> str:
         done, total = sum(self._epochs.values()), self._trials * self._epochs_each
-        minutes, seconds = divmod(int((time.monotonic() - self._start) * (total - done) / max(done, 1)), 60)
+        seconds_each = (time.monotonic() - self._start) / max(done - self._epochs_before, 1)
+        minutes, seconds = divmod(int(seconds_each * (total - done)), 60)
         return f"{minutes}:{seconds:02d} min"
 
     def _status(self) -> str:
@@ -155,10 +163,14 @@ class Terminal:
         parts += [f"{self._states[key]} {key}" for key in ("stopped", "diverged", "failed") if self._states[key]]
         return " · ".join([*parts, f"best error {percent(self._best)}"])
 
-    def summary(
-        self, search: Search, best: TrialRecord | None, config: SweepConfig, root: Path, address: str, resume: str
-    ) -> None:
+    def cut(self, why: str) -> None:
+        """Instead of a summary."""
+        self.stop()
+        self.say(f"\n[magenta]interrupted[/]: {why}\nto go on: {escape(self._resume)}", at=0)
+
+    def summary(self, search: Search, best: TrialRecord | None) -> None:
         """The leaderboard, the winner, where it lies and how to look at it; how to go on if it was interrupted."""
+        root = self._root
         if search.interrupted:
             ended = sum(record.state not in ("running", "interrupted") for record in search.records.values())
             why = f" ({escape(search.halted)})" if search.halted else ""
@@ -168,14 +180,18 @@ class Terminal:
         if best is None:
             self.say("\n[red]no trial reached the end of an epoch[/]", at=0)
         else:
+            if search.best is not None and search.best != best:
+                self.say(
+                    f"\n[red]the best trial's weights are gone[/]: {search.best.name}; of those that are left:", at=0
+                )
             self.say(f"\n[bold]best[/] {best.name}: {percent(best.error_rate)} of texts wrong", at=0)
             self.say(f"  its config   {shown(root / 'best.yaml')}")
             self.say(f"  its weights  {shown(root / 'best.pt')}")
             self.say(f"  try it       python -m model.predict {shown(root / 'best.pt')} IMAGE…")
-        color_by = "schedule" if "schedule.name" in config.search.space else None
+        color_by = "schedule" if "schedule.name" in self._config.search.space else None
         if search.interrupted:
-            self.say(f"\nto go on: {escape(resume)}", at=0)
-        self.say(f"\n{logdir_command(root)}\n  then open {escape(comparison_link(address, color_by))}", at=0)
+            self.say(f"\nto go on: {escape(self._resume)}", at=0)
+        self.say(f"\n{logdir_command(root)}\n  then open {escape(comparison_link(self._address, color_by))}", at=0)
 
     def _leaderboard(self, records: list[TrialRecord], most: int = 20) -> None:
         """The best `most`; a trial's name holds its values."""
@@ -206,4 +222,4 @@ def logdir_command(root: Path) -> str:
 
 
 def percent(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.2f} %"
+    return "–" if rate is None or rate == math.inf else f"{100 * rate:.2f} %"

@@ -3,11 +3,11 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model.files import replace_file
 from sweep.config import Space, SweepConfig, walk
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
@@ -104,16 +104,6 @@ class Reporter:
                 replace_file(self._workplace.root / "best.pt", weights.read_bytes())
                 return record
         return None
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:

@@ -3,6 +3,10 @@
 import os
 from dataclasses import dataclass
 
+import torch
+
+from model.config import TrialConfig
+from model.crnn import CRNN
 from sweep.config import ConfigError, SweepConfig
 
 _TRIALS_PER_GPU = 4
@@ -30,9 +34,20 @@ class Allotment:
         return max(1, int(self.cpus))
 
 
-def this_machine() -> Machine:
-    import torch
+def best_bytes(config: TrialConfig) -> int:
+    """Of a trial's best.pt: the network's weights."""
+    with torch.device("meta"):
+        network = CRNN(config)
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
 
+
+def resume_bytes(config: TrialConfig) -> int:
+    """Of the two checkpoints that a running trial keeps: weights, and the optimiser's moments of each."""
+    moments = {"adam": 2, "adamw": 2, "sgd": 1 if config.optimizer.momentum else 0}
+    return 2 * best_bytes(config) * (1 + moments[config.optimizer.name])
+
+
+def this_machine() -> Machine:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.device_count()
     return Machine(cpus, gpus, torch.cuda.get_device_name(0) if gpus else "")

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
 if TYPE_CHECKING:
     from sweep.progress import Terminal
     from sweep.resources import Allotment
-    from sweep.searcher import Search
+    from sweep.trial import Workplace
 
 _QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
@@ -73,108 +74,95 @@ def _run(options: argparse.Namespace) -> int:
     candidates = [] if options.resume else _folders(options)
     # Imported here: most bad input has been answered by now, and torch takes seconds.
     from sweep.resources import allot, this_machine
-    from sweep.searcher import Search, trial_count
-    from sweep.trial import locked
+    from sweep.searcher import trial_count
 
     machine = this_machine()
     allotment = allot(config, machine, trial_count(config.search), options.local)
     if options.dry_run:
-        _show(config, Search(config, None))
+        _show(config, allotment)
         return 0
-    root = options.resume.absolute() if options.resume else _new_folder(candidates)
+    root = _writable(options.resume, "--resume") if options.resume else _new_folder(candidates)
 
+    from model.files import replace_file
     from sweep.progress import Terminal
-    from sweep.report import replace_file
+    from sweep.trial import Workplace, is_disk_full
 
+    workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
+    resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
+    terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     with ExitStack() as closing:
+        closing.callback(terminal.stop)
         try:
             # A killed sweep's lock goes with it; its workers' locks on their trials may last some seconds longer.
-            closing.enter_context(locked(root))
+            closing.enter_context(workplace.lock("sweep").acquire(timeout=0))
         except TimeoutError:
             raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"]) from None
-        replace_file(root / "sweep.yaml", config.yaml.encode())
-        logging.basicConfig(
-            filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
-        )
-        terminal = Terminal(verbosity=0 if options.quiet else 2 if options.verbose else 1)
-        source = root / "sweep.yaml" if options.resume else options.config
-        terminal.header(source, config, machine, allotment, root)
-        closing.callback(terminal.stop)
-        address = "http://localhost:6006"
-        if options.tensorboard:
-            from sweep.tensorboard_server import TensorBoard
+        try:
+            replace_file(root / "sweep.yaml", config.yaml.encode())
+            logging.basicConfig(
+                filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
+            )
+            terminal.header(root / "sweep.yaml" if options.resume else options.config, machine, allotment)
+            if options.tensorboard:
+                from sweep.tensorboard_server import TensorBoard
 
-            board = TensorBoard(root / "tensorboard")
-            closing.callback(board.close)
-            address = board.address
-            terminal.say(f"TensorBoard is on {address}", at=0)
-        resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
-        status = _search(config, root, pools, machine.cpus, allotment, terminal, options.local, address, resume)
+                board = TensorBoard(root / "tensorboard")
+                closing.callback(board.close)
+                terminal.serves(board.address)
+            status = _search(config, workplace, allotment, terminal, options.local)
+        except KeyboardInterrupt:
+            terminal.cut("by you")
+            return 130
+        except BrokenProcessPool:
+            terminal.cut("a process that rendered images was killed")
+            return 130
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            terminal.cut("no space is left on the disk")
+            return 130
         if options.tensorboard and sys.stdout.isatty():
-            terminal.say(f"TensorBoard stays on {address} until Ctrl-C", at=0)
+            terminal.say(f"TensorBoard stays on {board.address} until Ctrl-C", at=0)
             with suppress(KeyboardInterrupt):
                 signal.pause()
     return status
 
 
 def _search(
-    config: SweepConfig,
-    root: Path,
-    pools: Path,
-    cores: int,
-    allotment: "Allotment",
-    terminal: "Terminal",
-    local: bool,
-    address: str,
-    resume: str,
+    config: SweepConfig, workplace: "Workplace", allotment: "Allotment", terminal: "Terminal", local: bool
 ) -> int:
     """Renders what is missing, runs all trials that have not ended, reports, also after an interruption."""
     from model.pools import ensure_pools
     from sweep.report import Reporter
     from sweep.searcher import Search
-    from sweep.trial import Trial, Workplace, is_disk_full
+    from sweep.trial import Trial, is_disk_full
 
+    ensure_pools(config, workplace.pools, allotment.total_cpus, terminal.rendered)
+    reporter = Reporter(config, workplace)
+    search = Search(config, workplace.root / "study.db", (terminal, reporter))
+    terminal.search_begins(search)
+    for record in search.finished:
+        reporter.ended(record)
+    if nothing_left := search.exhausted:
+        terminal.say("nothing is left to do", at=0)
     try:
-        ensure_pools(config, pools, cores, terminal.rendered)
-        workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
-        reporter = Reporter(config, workplace)
-        search = Search(config, root / "study.db", (terminal, reporter))
-        terminal.search_begins(search.trials, search.epochs)
-        for record in search.records.values():
-            terminal.known(record)
-            reporter.ended(record)
-        nothing_left = search.exhausted
-        try:
-            if nothing_left:
-                terminal.say("nothing is left to do", at=0)
-            elif local:
-                from sweep import in_process
+        if local:
+            from sweep import in_process
 
-                in_process.run(search, lambda record: Trial(config, workplace, record), allotment.at_once)
-            else:
-                from sweep import on_ray
+            in_process.run(search, lambda record: Trial(config, workplace, record), allotment.at_once)
+        elif not nothing_left:
+            from sweep import on_ray
 
-                on_ray.run(search, config, workplace, allotment)
-        except KeyboardInterrupt:
-            pass  # what is known is on disk; the report says what is missing
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            search.halted = "no space is left on the disk"
-        terminal.stop()
-        search.interrupt()
-        best = reporter.finish(search)
+            on_ray.run(search, config, workplace, allotment)
     except KeyboardInterrupt:
-        terminal.stop()
-        terminal.say(f"\n[magenta]interrupted[/]\nto go on: {resume}", at=0)
-        return 130
+        pass  # what is known is on disk; the report says what is missing
     except Exception as error:
         if not is_disk_full(error):
             raise
-        terminal.stop()
-        print(f"{root}: no space is left on the disk; make room, then go on: {resume}", file=sys.stderr)
-        return 130
-    terminal.summary(search, best, config, root, address, resume)
+        search.halted = "no space is left on the disk"
+    terminal.stop()
+    search.interrupt()
+    terminal.summary(search, reporter.finish(search))
     return 0 if nothing_left else search.exit_code
 
 
@@ -193,10 +181,10 @@ def _read(options: argparse.Namespace) -> SweepConfig:
     if options.trials is not None:
         settings["search.trials"] = options.trials
     if options.cache_dir is not None:
-        settings["data.path"] = str(options.cache_dir)
+        settings["data.path"] = str(options.cache_dir.expanduser().absolute())
     config = load(source, settings, trial)
-    folder = Path(config.data.path) if config.data.path else user_cache_path("crnn-sweep")
-    return load(source, {**settings, "data.path": str(folder.expanduser().absolute())}, trial)
+    own = options.output_dir.absolute() / config.data.path if config.data.path else user_cache_path("crnn-sweep")
+    return load(source, {**settings, "data.path": str(own)}, trial)
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:
@@ -248,8 +236,13 @@ def _writable(folder: Path, option: str) -> Path:
     return folder
 
 
-def _show(config: SweepConfig, search: "Search") -> None:
+def _show(config: SweepConfig, allotment: "Allotment") -> None:
     """What a sweep would do."""
+    from model.pools import pool_specs
+    from sweep.resources import best_bytes, resume_bytes
+    from sweep.searcher import Search
+
+    search = Search(config, None)
     print(config.yaml)
     print(f"# {search.trials} trials over")
     for path, parameter, given in walk(config.search.space):
@@ -259,6 +252,16 @@ def _show(config: SweepConfig, search: "Search") -> None:
     for _ in range(5):
         if (record := search.ask()) is not None:
             print(f"#   {record.name}")
+    images = sum(spec.file_bytes for spec in pool_specs(config).values())
+    running, kept = allotment.at_once * resume_bytes(config), search.trials * best_bytes(config)
+    print("# disk")
+    print(f"#   images: {megabytes(images)} in {config.data.path}")
+    print(f"#   checkpoints to resume from: {megabytes(running)}, two for each of {allotment.at_once} trials at once")
+    print(f"#   checkpoints that stay: {megabytes(kept)}, best.pt of each trial")
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What to try next, and when to stop: one Optuna study that any executor asks and tells.
 
 The study lives in the sweep's SQLite file while the sweep runs, so all that the searcher and early stopping know is
-on disk after each epoch; samplers are seeded per trial, so they have no memory of their own.
+on disk after each epoch. A sampler is made anew for each trial, so it has no memory of its own, and a trial comes into
+the study with all its values at once: wherever a search is cut, the next one draws what it would have drawn.
 """
 
 import warnings
@@ -12,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config import SearchConfig, SweepConfig, Value
 from sweep.early_stopping import PRUNERS
@@ -58,7 +59,18 @@ class Listener(Protocol):
     def ended(self, record: TrialRecord) -> None: ...
 
 
-# A sampler for each trial, from (seed, number): a resumed search draws what an uninterrupted one would have.
+class _NumberedQMC(QMCSampler):
+    """Takes the point of its trial's number; Optuna's counts on in the study."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
+        self._number = number
+
+    def _find_sample_id(self, *_: Any) -> int:
+        return self._number
+
+
+# A sampler for each trial, from (config, number).
 SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
     "tpe": lambda c, number: TPESampler(
         n_startup_trials=max(4, min(10, trial_count(c) // 3)),
@@ -69,7 +81,7 @@ SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
     ),
     "random": lambda c, number: RandomSampler(seed=c.seed + number),
     "grid": lambda c, number: RandomSampler(seed=c.seed + number),  # its points are enqueued
-    "qmc": lambda c, number: QMCSampler(scramble=True, seed=c.seed, warn_independent_sampling=False),
+    "qmc": lambda c, number: _NumberedQMC(c.seed, number),
     "cmaes": lambda c, number: CmaEsSampler(seed=c.seed + number, warn_independent_sampling=False),
 }
 
@@ -98,63 +110,63 @@ class Search:
     def __init__(self, config: SweepConfig, database: Path | None, listeners: tuple[Listener, ...] = ()) -> None:
         self.config, self.listeners = config.search, listeners
         self.epochs = config.training.epochs
-        self.trials = trial_count(config.search)
         self.records: dict[int, TrialRecord] = {}
         self.halted: str | None = None  # why no trial may go on
         self._live: dict[int, optuna.Trial] = {}
-        self._again: list[int] = []  # numbers of trials that failed and are tried again when all others were given out
+        self._again: list[int] = []  # numbers of trials to continue at once
+        self._alone: list[int] = []  # numbers of trials that ran out of memory: they go on when nothing else runs
         self._study = optuna.create_study(
             storage=f"sqlite:///{database}" if database else None,
             study_name="sweep",
+            sampler=RandomSampler(),  # draws nothing: trials come with their values
             pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
             direction="minimize",
             load_if_exists=True,
         )
-        known = self._study.get_trials(deepcopy=False)
-        self._unfinished = [trial.number for trial in known if trial.state == TrialState.RUNNING]
-        for trial in known:
-            if trial.state.is_finished():
-                self.records[trial.number] = TrialRecord(**trial.user_attrs["record"])
-        first = list(config.search.points)
+        for trial in self._study.get_trials(deepcopy=False):
+            self.records[trial.number] = TrialRecord(**trial.user_attrs["record"])
+            if not trial.state.is_finished():
+                self._again.append(trial.number)
+        self.trials = max(trial_count(config.search), len(self.records))
+        self._given = list(config.search.points)
         if config.search.searcher == "grid":
-            first += grid_points(config.search.space)
-        for point in first[len(known) : self.trials]:
-            self._study.enqueue_trial(point)
+            self._given += grid_points(config.search.space)
 
     def ask(self) -> TrialRecord | None:
         """The next trial, or None: then, if `exhausted`, none will follow."""
         if self.halted:
             return None
-        if self._unfinished:
-            return self._started(self._continued(self._unfinished.pop(0))) or self.ask()
-        number = len(self.records)
-        if number < self.trials:
-            self._study.sampler = self._sampler(number)
-            return self._started(self._study.ask())
         if self._again:
-            return self._started(self._continued(self._again.pop(0)))
+            return self._started(self._again.pop(0)) or self.ask()
+        if (number := len(self.records)) < self.trials:
+            self._study.add_trial(self._drawn(number))
+            return self._started(number)
+        if self._alone and not self._live:
+            return self._started(self._alone.pop(0))
         return None
 
     @property
     def exhausted(self) -> bool:
         """Nothing runs and nothing is left to give out."""
-        left = self._unfinished or self._again or len(self.records) < self.trials
+        left = self._again or self._alone or len(self.records) < self.trials
         return not self._live and (self.halted is not None or not left)
 
-    def _sampler(self, number: int) -> BaseSampler:
-        return SAMPLERS[self.config.searcher](self.config, number)
-
-    def _continued(self, number: int) -> optuna.Trial:
-        """A trial that is RUNNING in the study; values it has drawn already stay."""
-        self._study.sampler = self._sampler(number)
-        return optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
-
-    def _started(self, trial: optuna.Trial) -> TrialRecord | None:
-        """None if the trial's end was decided, but not yet told, when the search was cut."""
+    def _drawn(self, number: int) -> FrozenTrial:
+        """A new trial with its values and its record, drawn in a copy of the study."""
+        copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, number))
+        copy.add_trials(self._study.get_trials(deepcopy=False))
+        if number < len(self._given):
+            copy.enqueue_trial(self._given[number])
+        trial = copy.ask()
         values = suggest(trial, self.config.space)
-        record = TrialRecord(trial.number, trial_name(trial.number, values), values)
-        record = TrialRecord(**trial.user_attrs.get("record", asdict(record)))
-        self._live[record.number] = trial
+        trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
+        return copy.get_trials(deepcopy=False)[number]
+
+    def _started(self, number: int) -> TrialRecord | None:
+        """None if the trial's end was decided, but not yet told, when the search was cut."""
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        record = TrialRecord(**frozen.user_attrs["record"])
+        self._live[number] = optuna.Trial(self._study, frozen._trial_id)
         if record.state in _FINAL_STATES:
             self._end(record)
             return None
@@ -168,14 +180,21 @@ class Search:
         """Takes what `Trial.step` returned; says whether the trial should go on."""
         trial, before = self._live[number], self.records[number]
         state: State = result["state"]
-        if state in ("failed", "interrupted"):
-            self.fail(number, result["error"], for_now=state == "interrupted")
+        if state == "interrupted":
+            self.halt(number, result["error"])
             return False
-        record = replace(before, state=state, error=result.get("error"), **_scores(result))
-        if record.epochs > before.epochs:  # else it was trained again because its checkpoint was lost
-            trial.report(result[f"epoch_{_stopping_metric(self.config)}"], record.epochs)
+        if state == "failed":
+            self.fail(number, result["error"], result["out_of_memory"])
+            return False
+        known = {key: result[key] for key in TrialRecord.__dataclass_fields__ if key in result}
+        record = replace(before, **known)
+        if record.epochs > before.epochs:
+            if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
+                trial.report(result[f"epoch_{_stopping_metric(self.config)}"], record.epochs)
             if state == "running" and trial.should_prune():
                 record = replace(record, state="stopped")
+        elif state == "running":  # it trains again what is known, because its checkpoints were lost
+            record = replace(before, note=record.note)
         self._keep(record)
         for listener in self.listeners:
             listener.reported(record)
@@ -183,32 +202,45 @@ class Search:
             self._end(record)
         return record.state == "running" and not self.halted
 
-    def fail(self, number: int, error: str, for_now: bool = False) -> None:
+    def fail(self, number: int, error: str, out_of_memory: bool = False) -> None:
         """For a trial that raised an error or lost its process: it is tried again, from its checkpoint, as often as
-        the config allows. `for_now`: what is wrong concerns all, the search halts and can be resumed."""
+        the config allows, and if memory was short when no other trial takes any."""
         if number not in self._live:
             return
         record = replace(self.records[number], error=error)
-        if for_now:
-            self.halted = error
-            self._release(replace(record, state="interrupted"))
-        elif record.failures < self.config.max_failures:
+        if record.failures < self.config.max_failures:
             self._release(replace(record, failures=record.failures + 1))
-            self._again.append(number)
+            (self._alone if out_of_memory else self._again).append(number)
         else:
             self._keep(replace(record, state="failed"))
             self._end(self.records[number])
 
+    def halt(self, number: int, reason: str) -> None:
+        """For a trial that lost what all need: none goes on, all can be resumed."""
+        self.halted = reason
+        if number in self._live:
+            self._release(replace(self.records[number], state="interrupted", error=reason))
+
     def interrupt(self) -> None:
         """Lets go of what still runs or waits. It stays RUNNING in the study, for a later search to continue."""
-        for number in [*self._live, *self._again]:
+        for number in self._unfinished:
             self._release(replace(self.records[number], state="interrupted"))
         self._again.clear()
+        self._alone.clear()
+
+    @property
+    def _unfinished(self) -> list[int]:
+        return [*self._live, *self._again, *self._alone]
+
+    @property
+    def finished(self) -> list[TrialRecord]:
+        """Those whose end the study has been told."""
+        unfinished = self._unfinished
+        return [record for number, record in self.records.items() if number not in unfinished]
 
     @property
     def interrupted(self) -> bool:
-        started = len(self.records) + len(self._unfinished)
-        return started < self.trials or any(r.state == "interrupted" for r in self.records.values())
+        return len(self.records) < self.trials or any(r.state == "interrupted" for r in self.records.values())
 
     @property
     def exit_code(self) -> int:
@@ -246,11 +278,6 @@ class Search:
         self._study.tell(trial, value, state=final)
         for listener in self.listeners:
             listener.ended(record)
-
-
-def _scores(result: dict[str, Any]) -> dict[str, Any]:
-    kept = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds", "note")
-    return {key: result[key] for key in kept if key in result}
 
 
 def _stopping_metric(config: SearchConfig) -> str:

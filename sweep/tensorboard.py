@@ -63,6 +63,27 @@ class EventFile:
         if size == 0:
             self._begin()
 
+    def cut_half_record(self) -> None:
+        """Takes back what a killed process has left of its last record."""
+        ends = [end for end, _ in self._records()]
+        if ends and ends[-1] < self.size:
+            self.cut(ends[-1])
+
+    def events(self) -> Iterator[Event]:
+        for _, data in self._records():
+            yield Event.FromString(data)
+
+    def _records(self) -> Iterator[tuple[int, bytes]]:
+        """Each whole record's end in the file and its data."""
+        position, total = 0, self.size
+        with self.path.open("rb") as file:
+            while len(head := file.read(12)) == 12:
+                (length,) = struct.unpack("<Q", head[:8])
+                position += 16 + length
+                if position > total:
+                    return
+                yield position, file.read(length + 4)[:-4]
+
     def _begin(self) -> None:
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
@@ -78,6 +99,10 @@ class EventFile:
         except OSError:
             os.ftruncate(self._file, before)
             raise
+
+    def sync(self) -> None:
+        """What was added stays also if the machine loses its power."""
+        os.fsync(self._file)
 
     def flush(self) -> None:
         pass
@@ -138,6 +163,9 @@ class TrialWriter:
 
     @property
     def positions(self) -> dict[str, int]:
+        """How long each file is; that much of it is on the disk."""
+        for writer in self._writers.values():
+            writer.file.sync()
         return {name: writer.file.size for name, writer in self._writers.items()}
 
     def rewind(self, positions: Mapping[str, int]) -> None:
@@ -146,7 +174,7 @@ class TrialWriter:
 
     def has(self, positions: Mapping[str, int]) -> bool:
         """Whether all that was there at `positions` still is."""
-        return all(size <= self.positions[name] for name, size in positions.items())
+        return all(size <= self._writers[name].file.size for name, size in positions.items())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for tag, value in values.items():
@@ -189,45 +217,46 @@ def end_session(folder: Path, success: bool) -> None:
     process writes no more: half a record that a killed one left is cut off."""
     status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
     writer = Writer(folder)
-    records = list(_records(writer.file.path))
-    if records and (whole := records[-1][0]) < writer.file.size:
-        writer.file.cut(whole)
-    if not any(b"_hparams_/session_end_info" in data for _, data in records):
+    writer.file.cut_half_record()
+    tags = {value.tag for event in writer.file.events() for value in event.summary.value}
+    if "_hparams_/session_end_info" not in tags:
         writer.hparams("session_end_info", session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
     writer.close()
 
 
-def _records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Each whole record's end in the file and its data."""
-    position, total = 0, path.stat().st_size
-    with path.open("rb") as file:
-        while len(head := file.read(12)) == 12:
-            (length,) = struct.unpack("<Q", head[:8])
-            position += 16 + length
-            if position > total:
-                return
-            yield position, file.read(length + 4)[:-4]
-
-
 class SweepWriter:
-    """The sweep's own run, `_sweep`: the HParams columns, the best so far, the leaderboard, pictures."""
+    """The sweep's own run, `_sweep`: the HParams columns, the best so far, the leaderboard, pictures.
+
+    What an earlier run of the sweep has told stays and is not told again: a TensorBoard that is open reads on.
+    """
 
     def __init__(self, folder: Path, space: Space) -> None:
         self._run = Writer(folder)
-        self._run.file.cut(0)  # a resumed sweep tells all of it again
-        metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
-        experiment = Experiment(hparam_infos=_columns(space), metric_infos=metrics, time_created_secs=time.time())
-        self._run.hparams("experiment", experiment=experiment)
+        self._run.file.cut_half_record()
+        self._told: dict[str, int] = {
+            value.tag: event.step for event in self._run.file.events() for value in event.summary.value
+        }
+        if "_hparams_/experiment" not in self._told:
+            metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
+            experiment = Experiment(hparam_infos=_columns(space), metric_infos=metrics, time_created_secs=time.time())
+            self._run.hparams("experiment", experiment=experiment)
 
     def best(self, trials: int, error_rate: float) -> None:
         """The lowest error rate of the first `trials` trials that ended."""
-        self._run.add_scalar("sweep/best_error_rate", error_rate, trials)
+        if self._is_news("sweep/best_error_rate", trials):
+            self._run.add_scalar("sweep/best_error_rate", error_rate, trials)
 
     def leaderboard(self, markdown: str, step: int) -> None:
-        self._run.add_text("leaderboard", markdown, step)
+        if self._is_news("leaderboard/text_summary", step):
+            self._run.add_text("leaderboard", markdown, step)
 
     def image(self, tag: str, picture: np.ndarray, step: int) -> None:
-        self._run.add_image(tag, picture, step, dataformats="HWC")
+        if self._is_news(tag, step):
+            self._run.add_image(tag, picture, step, dataformats="HWC")
+
+    def _is_news(self, tag: str, step: int) -> bool:
+        before, self._told[tag] = self._told.get(tag, -1), max(step, self._told.get(tag, -1))
+        return step > before
 
     def close(self) -> None:
         self._run.close()

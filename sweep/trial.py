@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 import traceback
@@ -12,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from model import checkpoints
 from model.alphabet import Alphabet
+from model.config import TrialConfig
 from model.data import Data
 from model.evaluation import Samples
+from model.files import replace_file
 from model.training import Diverged, Epoch, make_network, train
 from sweep import badcases
-from sweep.config import SweepConfig
+from sweep.config import ConfigError, SweepConfig, read_trial
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import TrialWriter
 
@@ -39,6 +41,12 @@ class Workplace:
     def files(self, name: str) -> Path:
         return self.root / "trials" / name
 
+    def lock(self, name: str) -> FileLock:
+        """Goes with the process that holds it. Not a folder's own lock: on NFS there are none."""
+        path = self.root / "ray" / f"{name}.lock"
+        path.parent.mkdir(exist_ok=True)
+        return FileLock(path)
+
 
 class Trial:
     """Goes on from the newest whole checkpoint in its folder, if there is one.
@@ -55,8 +63,8 @@ class Trial:
 
     def step(self) -> dict[str, Any]:
         """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if the
-        disk is full; with the last three comes one line of `error`. Raises nothing: an error of one trial is no
-        reason to lose its process."""
+        disk is full; with the last three comes one line of `error`, with failed whether it was `out_of_memory`.
+        Raises nothing: an error of one trial is no reason to lose its process."""
         try:
             if self._epochs is None:
                 self._epochs = self._open()
@@ -64,18 +72,21 @@ class Trial:
         except Diverged as error:
             return {"state": "diverged", "error": str(error)}
         except Exception as error:
+            if is_disk_full(error):
+                return {"state": "interrupted", "error": "no space is left on the disk"}
             with contextlib.suppress(OSError):
                 (self.folder / "error.txt").write_text(traceback.format_exc())
-            return {"state": "interrupted" if is_disk_full(error) else "failed", "error": one_line(error)}
+            return {"state": "failed", "error": one_line(error), "out_of_memory": is_out_of_memory(error)}
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk
             self._closing.close()
+        if self.workplace.gpu:
+            torch.cuda.empty_cache()  # this process may live on, and others share the device
 
     def _open(self) -> Generator[dict[str, Any]]:
-        self.folder.mkdir(parents=True, exist_ok=True)
         # A killed driver's workers live on for some seconds: wait until the last one lets go of this trial.
-        self._closing.enter_context(locked(self.folder, seconds=60))
+        self._closing.enter_context(self.workplace.lock(self.record.name).acquire(timeout=60))
         torch.set_num_threads(self.workplace.threads)
         epochs = self._train()
         self._closing.callback(epochs.close)
@@ -84,17 +95,19 @@ class Trial:
     def _train(self) -> Generator[dict[str, Any]]:
         resolved = self.base.with_values(self.record.values)
         config = resolved.trial()
-        self._move_strangers_aside(resolved.yaml)
+        aside = self._move_strangers_aside(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self.folder / "config.yaml", resolved.yaml.encode())
         device = torch.device("cuda" if self.workplace.gpu else "cpu")
         data = Data(config, self.workplace.pools, device, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
         with contextlib.closing(writer), contextlib.closing(pictures):
             start, note = self._newest_checkpoint(writer)
+            note = note or aside
             seconds = 0.0
             if start is None:
                 writer.rewind({"": 0, "train": 0})
-                (self.folder / "config.yaml").write_text(resolved.yaml)
                 writer.begin(self.record.name, self.record.values, config, resolved.yaml)
             else:
                 writer.rewind(start["positions"])
@@ -125,6 +138,7 @@ class Trial:
                 for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
                     old.unlink()
                 yield {**result, "note": note}
+                seconds, begin = result["seconds"], time.monotonic()
 
     def _newest_checkpoint(self, writer: TrialWriter) -> tuple[dict[str, Any] | None, str | None]:
         """With a sentence if one had to be passed over."""
@@ -134,46 +148,35 @@ class Trial:
                 state = checkpoints.load(path)
                 if writer.has(state["positions"]):
                     return state, _passed_over(damaged, f"went on from epoch {state['epoch']}")
-            except ValueError:
+            except (ValueError, KeyError):
                 pass
             damaged.append(path.name)
             path.unlink()
         return None, _passed_over(damaged, "started again")
 
-    def _move_strangers_aside(self, yaml: str) -> None:
+    def _move_strangers_aside(self, config: TrialConfig) -> str | None:
         """Files of another trial that had this name, which no search knows any more, are kept, but not mixed in."""
-        config = self.folder / "config.yaml"
-        if not config.exists() or config.read_text() == yaml:
-            return
-        aside = self.folder / f"aside-{time.strftime('%Y%m%d-%H%M%S')}"
-        aside.mkdir()
-        for path in [path for path in self.folder.iterdir() if not path.name.startswith("aside-")]:
-            path.rename(aside / path.name)
-        if self.logs.exists():
-            self.logs.rename(aside / "tensorboard")
+        there = {name: path for name, path in (("trial", self.folder), ("tensorboard", self.logs)) if path.exists()}
+        if not there or _same(config, self.folder / "config.yaml"):
+            return None
+        aside = self.workplace.root / "aside" / f"{self.record.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir(parents=True)
+        for name, path in there.items():
+            path.rename(aside / name)
+        return f"files of another trial with this name were moved to {aside.relative_to(self.workplace.root)}"
+
+
+def _same(config: TrialConfig, file: Path) -> bool:
+    """Whether the file describes this trial, wherever its images are kept."""
+    try:
+        found = read_trial(file)
+    except ConfigError:
+        return False
+    return found.model_copy(update={"data": found.data.model_copy(update={"path": config.data.path})}) == config
 
 
 def _passed_over(damaged: list[str], what: str) -> str | None:
     return f"damaged, or without its curves: {', '.join(damaged)}; {what}" if damaged else None
-
-
-@contextlib.contextmanager
-def locked(folder: Path, seconds: float = 0) -> Generator[None]:
-    """Holds a lock on an existing folder that goes with its process. Raises TimeoutError."""
-    handle = os.open(folder, os.O_RDONLY)
-    deadline = time.monotonic() + seconds
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"{folder}: another process works here") from None
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(handle)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -185,6 +188,12 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a device or on the host; CUDA's libraries and the CPU allocator say so in words."""
+    words = ("can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 class _Pictures:

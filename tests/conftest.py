@@ -1,7 +1,6 @@
-import csv
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,10 @@ import torch
 from model.config import TrialConfig, override
 from model.data import Data
 from model.pools import ensure_pools
+from tests.processes import SETTINGS, TINY, LocalSweep, Sweep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
-
-# Small enough for a test, and still the real thing: real captchas, the whole network's shape.
-TINY = {
-    "captcha.characters": "0123",
-    "captcha.length": 2,
-    "captcha.width": 64,
-    "captcha.height": 32,
-    "captcha.render_scale": 2,
-    "data.train_images": 96,
-    "data.valid_images": 40,
-    "network.channels": [8, 8],
-    "network.pools": [4, [4, 2]],
-    "network.lstm_size": 16,
-    "training.epochs": 3,
-    "training.batch_size": 16,
-}
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +48,30 @@ def sweep(cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def leaderboard(root: Path) -> list[dict[str, str]]:
-    with (root / "leaderboard.csv").open() as file:
-        return list(csv.DictReader(file))
+@pytest.fixture
+def arguments(cache: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    def make(name: str, **settings: Any) -> list[str]:
+        values = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
+        sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        return ["--name", name, "--output-dir", str(tmp_path), "--cache-dir", str(cache), *sets]
+
+    return make
+
+
+@pytest.fixture
+def start(arguments: Callable[..., list[str]]) -> Iterator[Callable[..., Sweep]]:
+    started: list[Sweep] = []
+
+    def make(name: str, *options: str, **settings: Any) -> Sweep:
+        started.append(Sweep(*arguments(name, **settings), *options))
+        return started[-1]
+
+    yield make
+    for sweep in started:
+        if sweep.process.poll() is None:
+            sweep.kill()
+
+
+@pytest.fixture
+def local(arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., LocalSweep]:
+    return lambda name, **settings: LocalSweep(tmp_path / f"{name}.txt", *arguments(name, **settings))

@@ -10,7 +10,7 @@ from model.captchas import render
 from model.config import TrialConfig, override
 from model.data import Data
 from model.pools import ensure_pools, open_pool, pool_specs
-from tests.conftest import TINY
+from tests.processes import TINY
 
 CONFIG = TrialConfig.model_validate(override({}, {**TINY, "data.train_images": 40, "data.valid_images": 10}))
 

@@ -3,155 +3,72 @@
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import TINY, leaderboard
-from tests.test_sweep import decided, runs
-
-SPACE = "{optimizer.lr: {loguniform: [1e-3, 3e-2]}, schedule.name: {choice: [constant, cosine, onecycle]}}"
-SETTINGS = {
-    **TINY,
-    "search.space": SPACE,
-    "search.trials": 5,
-    "search.early_stopping": "{name: asha, grace_epochs: 1}",
-    "training.epochs": 4,
-    "data.train_images": 480,
-    "network.dropout": 0.1,
-}
-Start = Callable[..., "Sweep"]
+from sweep.tensorboard import EventFile
+from tests.processes import LocalSweep, Start, StartLocal, Sweep, resume, resume_local, wait_for
+from tests.results import (
+    assert_curves_without_scars,
+    assert_nothing_left_over,
+    curves,
+    decided,
+    leaderboard,
+    pictures,
+    runs,
+)
 
 
-class Sweep:
-    """A running `python -m sweep.run`, in a process group of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sweep.run", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def send(self, number: signal.Signals) -> None:
-        os.kill(self.process.pid, number)
-
-    def wait(self, seconds: float = 120) -> tuple[int, str]:
-        """Exit code and all that was printed."""
-        printed, _ = self.process.communicate(timeout=seconds)
-        return self.process.returncode, printed
-
-    def workers(self) -> list[psutil.Process]:
-        """Ray's processes that train a trial."""
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if (title := " ".join(child.cmdline())).startswith("ray::") and "IDLE" not in title
-        ]
-
-
-@pytest.fixture
-def start(cache: Path, tmp_path: Path) -> Iterator[Start]:
-    started: list[Sweep] = []
-
-    def make(name: str, *arguments: str, **settings: Any) -> Sweep:
-        values = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
-        sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-        where = ["--name", name, "--output-dir", str(tmp_path), "--cache-dir", str(cache)]
-        started.append(Sweep(*where, *sets, *arguments))
-        return started[-1]
-
-    yield make
-    for sweep in started:
-        if sweep.process.poll() is None:
-            os.killpg(sweep.process.pid, signal.SIGKILL)
-            sweep.process.wait()
-
-
-def resume(root: Path, *arguments: str) -> tuple[int, str]:
-    return Sweep("--resume", str(root), *arguments).wait(180)
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return found
-
-
-def curves(root: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Every scalar point of every run; the sweep's own run aside, whose order is that of arrival."""
-    return {
-        (run, tag): [(event.step, event.value) for event in events.Scalars(tag)]
-        for run, events in runs(root).items()
-        for tag in events.Tags()["scalars"]
-        if run != "_sweep"
-    }
-
-
-def pictures(root: Path) -> dict[tuple[str, str], list[tuple[int, bytes]]]:
-    return {
-        (run, tag): [(event.step, event.encoded_image_string) for event in events.Images(tag)]
-        for run, events in runs(root).items()
-        for tag in events.Tags()["images"]
-        if run != "_sweep"
-    }
-
-
-def assert_curves_without_scars(root: Path) -> None:
-    """In each curve every step follows the one before, from 1 to the epochs that the leaderboard names."""
-    epochs = {row["trial"]: int(row["epochs"]) for row in leaderboard(root)}
-    found = curves(root)
-    assert {run.removesuffix("/train") for run, _ in found} == {name for name, count in epochs.items() if count}
-    for (run, tag), points in found.items():
-        count = epochs[run.removesuffix("/train")]
-        per_epoch = 1 if tag.startswith(("epoch/", "best/")) else 30
-        assert [step for step, _ in points] == list(range(1, count * per_epoch + 1)), (run, tag)
-
-
-def assert_nothing_left_over(root: Path) -> None:
-    names = [path.name for path in root.rglob("*") if "ray" not in path.relative_to(root).parts]
-    assert [
-        name for name in names if name.startswith(".") or name.startswith("epoch_") or name.endswith("-journal")
-    ] == []
-
-
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_a_local_sweep_killed_anywhere_ends_as_if_it_had_not_been(start: Start, tmp_path: Path, at_once: int) -> None:
-    code, printed = start("whole", "--local", search__max_concurrent=at_once).wait()
-    assert code == 0, printed
-    draw = random.Random(at_once)
-    sweep = start("killed", "--local", search__max_concurrent=at_once)
-    wait_for((tmp_path / "killed" / "study.db").exists)
+def killed_again_and_again(root: Path, sweep: LocalSweep, draw: random.Random) -> tuple[int, str]:
+    """Kills it at random instants and resumes it until it ends by itself; says how often, and what was printed."""
+    wait_for((root / "sweep.yaml").exists)
     kills = 0
-    while True:
-        try:
-            code, printed = sweep.wait(seconds=draw.uniform(2.0, 5.0))
-            break
-        except subprocess.TimeoutExpired:
-            sweep.send(signal.SIGKILL)
-            sweep.wait()
-            kills += 1
-            sweep = Sweep("--resume", str(tmp_path / "killed"), "--local")
+    while (code := sweep.wait(draw.uniform(0.0, 2.0 + 0.3 * kills))[0]) is None:
+        sweep.kill()
+        kills += 1
+        sweep = resume_local(root)
+    printed = sweep.output.read_text()
     assert code == 0, printed
-    assert kills >= 1
-    assert decided(tmp_path / "killed") == decided(tmp_path / "whole")
-    assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
-    assert pictures(tmp_path / "killed") == pictures(tmp_path / "whole")
-    assert_curves_without_scars(tmp_path / "killed")
-    assert_nothing_left_over(tmp_path / "killed")
-    assert (tmp_path / "killed" / "best.yaml").read_text() == (tmp_path / "whole" / "best.yaml").read_text()
+    assert "Traceback" not in printed
+    assert "Warning" not in printed
+    return kills, printed
+
+
+@pytest.mark.parametrize(
+    ("searcher", "at_once"),
+    [("tpe", 2), *(pytest.param(*other, marks=pytest.mark.slow) for other in (("tpe", 1), ("qmc", 1), ("cmaes", 2)))],
+)
+def test_a_local_sweep_killed_anywhere_ends_as_if_it_had_not_been(
+    local: StartLocal, tmp_path: Path, searcher: str, at_once: int
+) -> None:
+    settings: dict[str, Any] = {"search__max_concurrent": at_once, "search__searcher": searcher, "search__trials": 6}
+    if searcher != "tpe":
+        numbers = "{optimizer.lr: {loguniform: [1e-3, 3e-2]}, network.dropout: {uniform: [0, 0.3]}}"
+        settings["search__space"] = numbers
+    code, printed = local("whole", **settings).wait()
+    assert code == 0, printed
+    root = tmp_path / "killed"
+    kills, _ = killed_again_and_again(root, local("killed", **settings), random.Random(at_once))
+    assert kills >= 3
+    assert decided(root) == decided(tmp_path / "whole")
+    assert curves(root) == curves(tmp_path / "whole")
+    assert pictures(root) == pictures(tmp_path / "whole")
+    assert_curves_without_scars(root)
+    assert_nothing_left_over(root)
+    ours, theirs = (
+        torch.load(folder / "best.pt", weights_only=True)["network"] for folder in (root, tmp_path / "whole")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Start, tmp_path: Path) -> None:
@@ -160,8 +77,7 @@ def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Star
     wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
     workers = sweep.workers()
     assert workers
-    sweep.send(signal.SIGKILL)
-    sweep.wait()
+    sweep.kill()
     code, printed = resume(root)
     assert code == 0, printed
     assert "goes on after epoch" in printed
@@ -170,18 +86,24 @@ def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Star
     assert_curves_without_scars(root)
     assert_nothing_left_over(root)
     wait_for(lambda: not [worker for worker in workers if worker.is_running()])
+    before = contents(root)
     code, printed = resume(root)
     assert code == 0
     assert "nothing is left to do" in printed
-    assert_curves_without_scars(root)
-    assert "leaderboard/text_summary" in runs(root)["_sweep"].Tags()["tensors"]
+    assert contents(root) == before
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All files but the log and Ray's own, by their path."""
+    files = [path for path in root.rglob("*") if path.is_file() and "ray" not in path.relative_to(root).parts]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "sweep.log"}
 
 
 def test_a_killed_worker_costs_its_trial_one_epoch_and_the_others_nothing(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
     sweep = start("r", "--verbose", training__epochs=6, search__early_stopping="none", search__trials=3)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
-    sweep.workers()[0].send_signal(signal.SIGKILL)
+    sweep.workers()[0].kill()
     code, printed = sweep.wait()
     assert code == 0, printed
     assert printed.count("process was lost") == 1
@@ -194,10 +116,10 @@ def test_a_trial_that_loses_its_process_too_often_is_failed_and_the_others_compl
     start: Start, tmp_path: Path
 ) -> None:
     root = tmp_path / "r"
-    fast = {"search__max_failures": 0, "search__trials": 3, "search__early_stopping": "none"}
-    sweep = start("r", training__epochs=6, **fast)
+    once = {"search__max_failures": 0, "search__trials": 3, "search__early_stopping": "none"}
+    sweep = start("r", training__epochs=6, **once)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
-    sweep.workers()[0].send_signal(signal.SIGKILL)
+    sweep.workers()[0].kill()
     code, printed = sweep.wait()
     assert code == 1, printed
     states = sorted(row["state"] for row in leaderboard(root))
@@ -205,69 +127,99 @@ def test_a_trial_that_loses_its_process_too_often_is_failed_and_the_others_compl
     assert "process was lost" in next(row["error"] for row in leaderboard(root) if row["state"] == "failed")
 
 
-@pytest.mark.parametrize(
-    ("mode", "signals"),
-    [
-        ("--local", [signal.SIGINT]),
-        ("--local", [signal.SIGTERM]),
-        ("--verbose", [signal.SIGINT]),
-        ("--verbose", [signal.SIGTERM]),
-        ("--verbose", [signal.SIGINT, signal.SIGINT]),
-    ],
-    ids=["local Ctrl-C", "local SIGTERM", "Ray Ctrl-C", "Ray SIGTERM", "Ray Ctrl-C twice"],
-)
+def ctrl_c(sweep: Sweep) -> None:
+    sweep.press_ctrl_c()
+
+
+def ctrl_c_twice(sweep: Sweep) -> None:
+    sweep.press_ctrl_c()
+    time.sleep(0.5)
+    sweep.press_ctrl_c()
+
+
+def sigterm(sweep: Sweep) -> None:
+    sweep.process.terminate()
+
+
+@pytest.mark.parametrize("mode", ["--local", "--verbose"], ids=["local", "Ray"])
+@pytest.mark.parametrize("interrupt", [ctrl_c, ctrl_c_twice, sigterm])
 def test_an_interrupted_sweep_says_how_to_go_on_and_does(
-    start: Start, tmp_path: Path, mode: str, signals: list[signal.Signals]
+    start: Start, tmp_path: Path, mode: str, interrupt: Callable[[Sweep], None]
 ) -> None:
     root = tmp_path / "r"
-    sweep = start("r", mode, training__epochs=8, search__trials=3)
+    sweep = start("r", mode, training__epochs=8, search__trials=2)
     wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
-    for number in signals:
-        sweep.send(number)
-        time.sleep(0.5)
+    interrupt(sweep)
     code, printed = sweep.wait(seconds=15)
-    assert code == 130
+    assert code == 130, printed
     assert "Traceback" not in printed
     (command,) = [line.removeprefix("to go on: ") for line in printed.splitlines() if line.startswith("to go on: ")]
-    assert "interrupted" in {row["state"] for row in leaderboard(root)}
     python, module, name, *arguments = command.split()
     assert (python, module, name) == ("python", "-m", "sweep.run")
+    if interrupt is not ctrl_c_twice:
+        assert "interrupted" in {row["state"] for row in leaderboard(root)}
+        for path in root.glob("tensorboard/*/events.*"):  # each log ends with a whole record
+            file = EventFile(path.parent)
+            size = file.size
+            file.cut_half_record()
+            assert file.size == size
     code, printed = Sweep(*arguments).wait(180)
     assert code == 0, printed
     assert {row["state"] for row in leaderboard(root)} <= {"completed", "stopped"}
     assert_curves_without_scars(root)
 
 
-def test_a_finished_sweep_is_extended(start: Start, tmp_path: Path) -> None:
+def test_ctrl_c_does_not_wait_for_a_long_epoch(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    assert start("r", "--local", search__trials=2, training__epochs=2).wait()[0] == 0
+    long = {"data__source": "stream", "data__train_images": 100_000, "training__epochs": 2, "search__trials": 2}
+    sweep = start("r", "--verbose", **long)
+    wait_for(lambda: list(root.glob("tensorboard/0001*/events.*")))
+    time.sleep(1)
+    sweep.press_ctrl_c()
+    code, printed = sweep.wait(seconds=15)
+    assert code == 130, printed
+    assert "Traceback" not in printed
+    assert "--resume" in printed
+
+
+def test_a_finished_sweep_is_extended(local: StartLocal, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    assert local("r", search__trials=2, training__epochs=2).wait()[0] == 0
     before = {row["trial"]: row for row in leaderboard(root)}
-    code, printed = resume(root, "--trials", "4", "--local")
+    code, printed = resume_local(root, "--trials", "4").wait()
     assert code == 0, printed
     after = {row["trial"]: row for row in leaderboard(root)}
     assert len(after) == 4
     for name, row in before.items():
         assert {**row, "rank": ""} == {**after[name], "rank": ""}
-    assert start("whole", "--local", search__trials=4, training__epochs=2).wait()[0] == 0
+    assert local("whole", search__trials=4, training__epochs=2).wait()[0] == 0
     assert decided(root) == decided(tmp_path / "whole")
+    events = runs(root)["_sweep"]
+    assert [event.step for event in events.Scalars("sweep/best_error_rate")] == [1, 2, 3, 4]
+    code, printed = resume_local(root, "--trials", "3").wait()
+    assert code == 0
+    assert "nothing is left to do" in printed
+    assert len(leaderboard(root)) == 4
 
 
-def interrupted(start: Start, root: Path, epochs: int = 5) -> Path:
-    """A local sweep killed when its first trial had three epochs; returns that trial's folder."""
-    sweep = start(root.name, "--local", search__trials=2, training__epochs=epochs, search__early_stopping="none")
+def cut_short(local: StartLocal, root: Path) -> Path:
+    """A local sweep of two trials killed when its first had three of five epochs; returns that trial's folder."""
+    sweep = local(root.name, **WHOLE)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0003.pt")))
-    sweep.send(signal.SIGKILL)
-    sweep.wait()
+    sweep.kill()
     (folder,) = root.glob("trials/0000*")
     return folder
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "both", "trial folder", "event files", "pools"])
-def test_what_was_damaged_meanwhile_is_made_again(start: Start, tmp_path: Path, cache: Path, damage: str) -> None:
-    whole = {"search__trials": 2, "training__epochs": 5, "search__early_stopping": "none"}
-    assert start("whole", "--local", **whole).wait()[0] == 0
+WHOLE = {"search__trials": 2, "training__epochs": 5, "search__early_stopping": "none"}
+DAMAGES = ["truncated", "flipped", "both", "trial folder", "event files", "half a record", "pools", "half a pool"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_damaged_meanwhile_is_made_again(local: StartLocal, tmp_path: Path, cache: Path, damage: str) -> None:
+    assert local("whole", **WHOLE).wait()[0] == 0
     root = tmp_path / "r"
-    folder = interrupted(start, root)
+    folder = cut_short(local, root)
     older, newest = sorted(folder.glob("epoch_*.pt"))[-2:]
     data = newest.read_bytes()
     middle = len(data) // 2
@@ -282,89 +234,260 @@ def test_what_was_damaged_meanwhile_is_made_again(start: Start, tmp_path: Path, 
         shutil.rmtree(folder)
     elif damage == "event files":
         shutil.rmtree(root / "tensorboard" / folder.name)
-    else:
+    elif damage == "half a record":
+        for file in root.glob("tensorboard/**/events.*"):
+            with file.open("ab") as events:
+                events.write(b"\x09\x00\x00")
+    elif damage == "pools":
         for pool in cache.glob("*.pool"):
             pool.write_bytes(pool.read_bytes()[:-1])
+    else:
+        for pool in cache.glob("*.pool"):
+            pool.rename(cache / f".{pool.name}.99999999")
     code, printed = resume(root, "--local")
     assert code == 0, printed
     if damage in ("truncated", "flipped"):
         assert f"{newest.name}; went on from epoch {int(older.stem[-4:])}" in printed
     elif damage in ("both", "event files"):
         assert "started again" in printed
-    elif damage == "pools":
+    elif "pool" in damage:
         assert "rendering" in printed
     assert decided(root) == decided(tmp_path / "whole")
     assert curves(root) == curves(tmp_path / "whole")
+    assert not list(cache.glob(".*"))
 
 
-def test_files_of_an_unknown_trial_are_moved_aside(start: Start, tmp_path: Path) -> None:
+def test_files_of_an_unknown_trial_are_moved_aside_and_never_mixed(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    folder = interrupted(start, root)
+    folder = cut_short(local, root)
     (folder / "config.yaml").write_text("of: another trial\n")
-    code, printed = resume(root, "--local")
+    logs = root / "tensorboard" / folder.name
+    stranger = {path.name for path in logs.iterdir()}
+    code, printed = resume_local(root).wait()
     assert code == 0, printed
-    (aside,) = folder.glob("aside-*")
-    assert {"config.yaml", "best.pt", "tensorboard"} <= {path.name for path in aside.iterdir()}
+    (aside,) = (root / "aside").iterdir()
+    assert aside.name.startswith(folder.name)
+    assert f"were moved to aside/{aside.name}" in printed
+    assert (aside / "trial" / "config.yaml").read_text() == "of: another trial\n"
+    assert {path.name for path in (aside / "tensorboard").iterdir()} == stranger
     assert_curves_without_scars(root)
 
 
-def test_a_running_sweep_is_not_resumed_a_second_time(start: Start, tmp_path: Path) -> None:
+def test_a_cut_trial_goes_on_when_its_sweep_is_extended(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    sweep = start("r", "--local", training__epochs=50, search__early_stopping="none")
+    cut_short(local, root)
+    code, printed = resume_local(root, "--trials", "3").wait()
+    assert code == 0, printed
+    assert "0000 goes on after epoch 3" in printed
+    assert not (root / "aside").exists()
+    assert len(leaderboard(root)) == 3
+
+
+def test_a_running_sweep_is_not_resumed_a_second_time(local: StartLocal, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    sweep = local("r", training__epochs=50, search__early_stopping="none")
     wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
     code, printed = resume(root, "--local")
     assert code == 2
     assert "this sweep is running" in printed
-    sweep.send(signal.SIGINT)
-    assert sweep.wait(15)[0] == 130
+    sweep.kill()
 
 
-def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 65536)
+def test_of_two_sweeps_that_start_with_one_name_one_runs(start: Start, tmp_path: Path) -> None:
+    few = {"search__trials": 1, "training__epochs": 1}
+    both = [start("r", "--local", **few) for _ in range(2)]
+    results = sorted(sweep.wait() for sweep in both)
+    assert [code for code, _ in results] == [0, 2], results
+    assert "exists already" in results[1][1]
+    assert len(leaderboard(tmp_path / "r")) == 1
 
 
-@pytest.mark.parametrize("mode", ["--local", "--verbose"])
-def test_on_a_full_disk_it_stops_with_a_sentence_and_goes_on_when_there_is_room(
-    start: Start, tmp_path: Path, mode: str
+def test_out_of_memory_fails_the_trial_that_asks_for_too_much_after_one_more_try_and_no_other(
+    local: StartLocal, tmp_path: Path
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
-    try:
-        root = disk / "r"
-        few = {"search__trials": 2, "training__epochs": 8, "search__early_stopping": "none"}
-        sweep = start("r", mode, "--output-dir", str(disk), **few)
-        wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
-        filler = disk / "filler"
-        with pytest.raises(OSError, match="No space"):
-            fill(filler)
-        code, printed = sweep.wait(seconds=60)
-        assert code == 130, printed
-        assert "Traceback" not in printed
-        assert "o space" in printed
-        assert "--resume" in printed
-        for events in root.glob("tensorboard/*/events.*"):
-            EventAccumulator(str(events)).Reload()
-        filler.unlink()
-        code, printed = resume(root, mode)
-        assert code == 0, printed
-        assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "8")}
-        assert_curves_without_scars(root)
-    finally:
-        for process in psutil.process_iter(["cmdline"]):
-            if str(disk) in " ".join(process.info["cmdline"] or []):
-                process.kill()
-        subprocess.run(["umount", "-l", str(disk)], check=False)
+    huge = "{network.lstm_size: {grid: [8, 1000000000, 16]}}"
+    settings = {"search__space": huge, "search__searcher": "grid", "search__max_concurrent": 2}
+    code, printed = local("r", **settings).wait()
+    assert code == 1, printed
+    rows = {row["trial"][:4]: row for row in leaderboard(tmp_path / "r")}
+    assert [rows[number]["state"] for number in sorted(rows)] == ["completed", "failed", "completed"]
+    assert "can't allocate memory" in rows["0001"]["error"]
+    lines = [line.strip() for line in printed.splitlines()]
+    tried = next(index for index, line in enumerate(lines) if line.startswith("0001") and "tried again" in line)
+    failed = next(index for index, line in enumerate(lines) if line.startswith("0001 failed"))
+    completed = [index for index, line in enumerate(lines) if line.startswith(("0000 completed", "0002 completed"))]
+    assert tried < min(completed) < max(completed) < failed
 
 
-def test_wrong_uses_of_resume_are_answered_in_a_sentence(tmp_path: Path) -> None:
-    code, printed = resume(tmp_path / "nowhere")
-    assert code == 2
+def test_a_nan_loss_ends_its_trial_also_after_a_resume(local: StartLocal, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    settings = {
+        "search__space": "{optimizer.lr: {grid: [1e-2, 1e30]}}",
+        "search__searcher": "grid",
+        "search__early_stopping": "none",
+        "optimizer__name": "sgd",
+        "optimizer__gradient_clip": "null",
+    }
+    killed_again_and_again(root, local("r", **settings), random.Random(7))
+    assert [row["state"] for row in leaderboard(root)] == ["completed", "diverged"]
+    code, printed = resume_local(root).wait()
+    assert code == 0
+    assert "nothing is left to do" in printed
+
+
+def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) -> None:
+    many = ["--set", "data.train_images=200000", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    sweep = Sweep("--name", "r", *many)
+    wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
+    children = psutil.Process(sweep.process.pid).children(recursive=True)
+    renderers = wait_for(lambda: [c for c in children if "spawn_main" in " ".join(c.cmdline())] or None)
+    assert len(renderers) >= 1
+    sweep.kill()
+    wait_for(lambda: not [child for child in children if child.is_running()], seconds=10)
+
+
+def test_a_killed_rendering_process_ends_the_sweep_with_a_sentence_and_it_goes_on(tmp_path: Path) -> None:
+    few = ["data.train_images=4000", "training.epochs=1", "search.trials=1", "search.early_stopping=none"]
+    sets = [part for value in few for part in ("--set", value)]
+    sweep = Sweep(
+        "--name", "r", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--local", *sets
+    )
+    wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
+    renderers = [c for c in psutil.Process(sweep.process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+    renderers[-1].kill()
+    code, printed = sweep.wait()
+    assert code == 130, printed
+    assert "a process that rendered images was killed" in printed
+    assert "Traceback" not in printed
+    code, printed = resume(tmp_path / "r", "--local")
+    assert code == 0, printed
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+class SmallDisk:
+    """A file system of some megabytes in a mount namespace of its own: root, or any user where the kernel lets users
+    have namespaces. It goes with the process that holds it."""
+
+    def __init__(self, place: Path, megabytes: int) -> None:
+        mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {place} && echo mounted && exec sleep 900"
+        self._holder = subprocess.Popen(["unshare", "-rm", "sh", "-c", mount], stdout=subprocess.PIPE, text=True)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "mounted\n"
+        self.path = Path(f"/proc/{self._holder.pid}/root{place}")
+        self._place = place
+
+    def run(self, *arguments: str) -> subprocess.Popen[str]:
+        """`python -m sweep.run` where the disk is seen at the given place."""
+        enter = ["nsenter", "-t", str(self._holder.pid), "-U", "-m", "--preserve-credentials", f"--wd={os.getcwd()}"]
+        command = [*enter, sys.executable, "-m", "sweep.run", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def fill(self) -> Path:
+        path = self.path / "filler"
+        with path.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"\0" * 65536)
+        assert shutil.disk_usage(self.path).free == 0
+        return path
+
+    def close(self) -> None:
+        self._holder.kill()
+        self._holder.wait()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    (tmp_path / "disk").mkdir()
+    small = SmallDisk(tmp_path / "disk", megabytes=64)
+    yield small
+    small.close()
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("mode", ["--local", "--verbose"], ids=["local", "Ray"])
+def test_on_a_full_disk_it_stops_with_a_sentence_and_goes_on_when_there_is_room(
+    disk: SmallDisk, arguments: Callable[..., list[str]], tmp_path: Path, mode: str
+) -> None:
+    few = {"search__trials": 2, "training__epochs": 8, "search__early_stopping": "none"}
+    sweep = disk.run(*arguments("r", **few), "--output-dir", str(tmp_path / "disk"), mode)
+    root = disk.path / "r"
+    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    filler = disk.fill()
+    printed, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert "no space is left on the disk" in printed
     assert "--resume" in printed
-    assert "nowhere" in printed
-    code, printed = resume(tmp_path, "--set", "optimizer.lr=1")
-    assert code == 2
+    for events in root.glob("tensorboard/*/events.*"):
+        EventAccumulator(str(events)).Reload()
+    filler.unlink()
+    sweep = disk.run("--resume", str(tmp_path / "disk" / "r"), mode)
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, printed
+    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "8")}
+    assert_curves_without_scars(root)
+
+
+@pytest.mark.namespaces
+def test_images_that_do_not_fit_on_the_disk_are_told_in_a_sentence(
+    disk: SmallDisk, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    large = arguments("r", data__train_images=30_000)
+    sweep = disk.run(*large, "--cache-dir", str(tmp_path / "disk" / "cache"), "--local")
+    printed, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert "no space is left on the disk" in printed
+    assert list((disk.path / "cache").glob("*.pool")) == []
+
+
+def test_wrong_uses_of_resume_are_answered_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from sweep.run import main
+
+    (tmp_path / "empty").mkdir()
+    for wrong, named in (
+        (["--resume", str(tmp_path / "nowhere")], ["--resume", "nowhere", "sweep.yaml"]),
+        (["--resume", str(tmp_path / "empty")], ["--resume", "empty", "sweep.yaml"]),
+        (["--resume", str(tmp_path), "--set", "optimizer.lr=1"], ["--resume", "--set"]),
+        (["--resume", str(tmp_path), "--name", "x"], ["--resume", "--name"]),
+        (["--resume", str(tmp_path), "--trials", "0"], ["--resume", "sweep.yaml"]),
+    ):
+        assert main(wrong) == 2
+        message = capfd.readouterr().err
+        assert all(part in message for part in named), message
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_dry_run_tells_the_space_that_checkpoints_need(start: Start, local: StartLocal, tmp_path: Path) -> None:
+    import re
+
+    code, printed = start("r", "--dry-run", **WHOLE).wait()
+    assert code == 0
+    told = re.search(r"resume from: ([\d.]+) MB.*\n.*stay: ([\d.]+) MB", printed)
+    assert told is not None
+    folder = cut_short(local, tmp_path / "s")
+    two = sum(path.stat().st_size for path in sorted(folder.glob("epoch_*.pt"))[-2:])
+    assert float(told[1]) * 1e6 == pytest.approx(two, rel=0.5, abs=1e5)
+    assert float(told[2]) * 1e6 == pytest.approx(2 * (folder / "best.pt").stat().st_size, rel=0.5, abs=1e5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server", "RuntimeEnvAgent"])
+def test_a_sweep_whose_ray_was_killed_ends_with_a_sentence_and_goes_on(
+    start: Start, tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "r"
+    sweep = start("r", training__epochs=8, search__trials=3)
+    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    children = psutil.Process(sweep.process.pid).children(recursive=True)
+    next(child for child in children if name in " ".join(child.cmdline())).kill()
+    code, printed = sweep.wait(120)
+    assert code == 130, printed
+    assert "Ray's own processes were lost" in printed
+    assert "Traceback" not in printed
     assert "--resume" in printed
-    assert "--set" in printed
+    code, printed = resume(root)
+    assert code == 0, printed
+    assert {row["state"] for row in leaderboard(root)} <= {"completed", "stopped"}
+    assert_curves_without_scars(root)

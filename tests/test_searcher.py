@@ -47,7 +47,8 @@ def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
         if outcome == "lost":
             search.fail(record.number, "killed")
         else:
-            search.report(record.number, {**result(1, 0.5), "state": outcome, "error": f"was {outcome}"})
+            more = {"state": outcome, "error": f"was {outcome}", "out_of_memory": False}
+            search.report(record.number, result(1, 0.5) | more)
     last = search.ask()
     assert last is not None
     search.interrupt()

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.predict import Recognizer
 from sweep.config import load
-from tests.conftest import REPOSITORY, leaderboard
+from tests.conftest import REPOSITORY
+from tests.results import decided, leaderboard, runs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -32,14 +32,6 @@ def ray_sweep(sweep: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     return outputs / "ray", result.stdout
-
-
-def runs(root: Path) -> dict[str, EventAccumulator]:
-    """Every run as TensorBoard's own reader sees it."""
-    logs = root / "tensorboard"
-    folders = {file.parent for file in logs.rglob("events.out.tfevents.*")}
-    everything = {"scalars": 0, "images": 0, "tensors": 0}
-    return {str(folder.relative_to(logs)): EventAccumulator(str(folder), everything).Reload() for folder in folders}
 
 
 def test_a_sweep_leaves_the_promised_files(ray_sweep: tuple[Path, str]) -> None:
@@ -217,11 +209,6 @@ def test_hparams_over_http_are_one_finished_row_per_trial(served: str, ray_sweep
 
 
 STOPPING = {**SETTINGS, "search.early_stopping": "{name: asha, grace_epochs: 1}", "search.max_concurrent": 1}
-SAME = ("rank", "trial", "state", "optimizer.lr", "schedule.name", "epochs", "error_rate", "cer", "loss", "best_epoch")
-
-
-def decided(root: Path) -> list[dict[str, str]]:
-    return [{key: row[key] for key in SAME} for row in leaderboard(root)]
 
 
 def test_local_mode_repeats_ray_bit_for_bit_and_itself(sweep: Run, tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""Files that are there whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a temporary file, syncs and renames it: after a crash there is the old file or the new one.
+
+    The temporary name is the same each time: what a killed process left is written over by the next one's.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""Sweeps as processes of their own, to be interrupted, killed and resumed, and what must be true of them after."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# Small enough for a test, and still the real thing: real captchas, the whole network's shape.
+TINY = {
+    "captcha.characters": "0123",
+    "captcha.length": 2,
+    "captcha.width": 64,
+    "captcha.height": 32,
+    "captcha.render_scale": 2,
+    "data.train_images": 96,
+    "data.valid_images": 40,
+    "network.channels": [8, 8],
+    "network.pools": [4, [4, 2]],
+    "network.lstm_size": 16,
+    "training.epochs": 3,
+    "training.batch_size": 16,
+}
+
+SPACE = "{optimizer.lr: {loguniform: [1e-3, 3e-2]}, schedule.name: {choice: [constant, cosine, onecycle]}}"
+SETTINGS = {
+    **TINY,
+    "search.space": SPACE,
+    "search.trials": 5,
+    "search.early_stopping": "{name: asha, grace_epochs: 1}",
+    "training.epochs": 4,
+    "data.train_images": 480,
+    "network.dropout": 0.1,
+}
+
+
+class Sweep:
+    """A running `python -m sweep.run`, in a process group of its own, as under a terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sweep.run", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def press_ctrl_c(self) -> None:
+        """A terminal sends it to the whole group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """Exit code and all that was printed."""
+        printed, _ = self.process.communicate(timeout=seconds)
+        return self.process.returncode, printed
+
+    def workers(self) -> list[psutil.Process]:
+        """Ray's processes that train a trial."""
+        return [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if "Trainable" in " ".join(child.cmdline())
+        ]
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+
+
+_FORKS.set_forkserver_preload(["sweep.run", "sweep.in_process", "sweep.progress", "sweep.report", "optuna.storages"])
+
+
+def _run_local(arguments: list[str], output: Path) -> None:
+    from sweep.run import main
+
+    with output.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.exit(main([*arguments, "--local"]))
+
+
+class LocalSweep:
+    """The same with --local, forked from a process that has imported torch: it starts in an instant."""
+
+    def __init__(self, output: Path, *arguments: str) -> None:
+        self.output = output
+        self.process = _FORKS.Process(target=_run_local, args=(list(arguments), output))
+        self.process.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def wait(self, seconds: float = 120) -> tuple[int | None, str]:
+        """Exit code, None if it still runs, and all that was printed."""
+        self.process.join(seconds)
+        return self.process.exitcode, self.output.read_text()
+
+
+def resume_local(root: Path, *arguments: str) -> LocalSweep:
+    return LocalSweep(root.parent / f"{root.name}.txt", "--resume", str(root), *arguments)
+
+
+def resume(root: Path, *arguments: str) -> tuple[int, str]:
+    return Sweep("--resume", str(root), *arguments).wait(180)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return found
+
+
+Start = Callable[..., Sweep]  # the fixtures of conftest.py
+StartLocal = Callable[..., LocalSweep]

@@ -1,0 +1,60 @@
+"""What a sweep has left on disk, read back, and what must be true of it."""
+
+import csv
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def leaderboard(root: Path) -> list[dict[str, str]]:
+    with (root / "leaderboard.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def runs(root: Path) -> dict[str, EventAccumulator]:
+    """Every run as TensorBoard's own reader sees it."""
+    logs = root / "tensorboard"
+    folders = {file.parent for file in logs.rglob("events.out.tfevents.*")}
+    everything = {"scalars": 0, "images": 0, "tensors": 0}
+    return {str(folder.relative_to(logs)): EventAccumulator(str(folder), everything).Reload() for folder in folders}
+
+
+def decided(root: Path) -> list[dict[str, str]]:
+    """The leaderboard without what depends on the clock and on what went wrong meanwhile."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "error")} for row in leaderboard(root)]
+
+
+def curves(root: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Every scalar point of every run; the sweep's own run aside, whose order is that of arrival."""
+    return {
+        (run, tag): [(event.step, event.value) for event in events.Scalars(tag)]
+        for run, events in runs(root).items()
+        for tag in events.Tags()["scalars"]
+        if run != "_sweep"
+    }
+
+
+def pictures(root: Path) -> dict[tuple[str, str], list[tuple[int, bytes]]]:
+    return {
+        (run, tag): [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+        for run, events in runs(root).items()
+        for tag in events.Tags()["images"]
+        if run != "_sweep"
+    }
+
+
+def assert_curves_without_scars(root: Path) -> None:
+    """In each curve every step follows the one before, from 1 to the epochs that the leaderboard names."""
+    epochs = {row["trial"]: int(row["epochs"]) for row in leaderboard(root)}
+    found = curves(root)
+    assert {run.removesuffix("/train") for run, _ in found} == {name for name, count in epochs.items() if count}
+    for (run, tag), points in found.items():
+        count = epochs[run.removesuffix("/train")]
+        per_epoch = 1 if tag.startswith(("epoch/", "best/")) else 30
+        assert [step for step, _ in points] == list(range(1, count * per_epoch + 1)), (run, tag)
+
+
+def assert_nothing_left_over(root: Path) -> None:
+    """No temporary file, and no checkpoint of a trial that has ended."""
+    names = [path.name for path in root.rglob("*") if "ray" not in path.relative_to(root).parts]
+    assert [n for n in names if n.startswith(".") or n.startswith("epoch_") or n.endswith("-journal")] == []

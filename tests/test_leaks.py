@@ -1,0 +1,88 @@
+"""What a sweep holds does not grow with the number of its trials."""
+
+import gc
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from model.pools import ensure_pools
+from sweep import in_process
+from sweep.config import SweepConfig, load
+from sweep.report import Reporter
+from sweep.searcher import Search, TrialRecord
+from sweep.trial import Trial, Workplace
+from tests.conftest import QUICKSTART
+from tests.processes import TINY, Start, wait_for
+
+
+def held(process: psutil.Process) -> dict[str, int]:
+    return {
+        "threads": process.num_threads(),
+        "files": process.num_fds(),
+        "megabytes": process.memory_info().rss // 2**20,
+        "processes": len(process.children(recursive=True)),
+    }
+
+
+class Probe:
+    """Notes what this process holds whenever a trial has ended."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, int]] = []
+
+    def started(self, record: TrialRecord) -> None:
+        pass
+
+    reported = released = started
+
+    def ended(self, record: TrialRecord) -> None:
+        gc.collect()
+        self.seen.append(held(psutil.Process()))
+
+
+@pytest.mark.slow
+def test_a_hundred_local_trials_hold_no_more_than_twenty(tmp_path: Path, cache: Path) -> None:
+    few = {"data.train_images": 32, "data.valid_images": 16, "training.epochs": 1, "search.trials": 100}
+    config: SweepConfig = load(QUICKSTART, {**TINY, **few, "search.early_stopping": "none"})
+    ensure_pools(config, cache, workers=1)
+    workplace = Workplace(tmp_path, cache, threads=1, gpu=False)
+    probe = Probe()
+    search = Search(config, tmp_path / "study.db", (probe, Reporter(config, workplace)))
+    in_process.run(search, lambda record: Trial(config, workplace, record), at_once=2)
+    after_20, after_100 = probe.seen[19], probe.seen[99]
+    print(f"after 20 trials {after_20}, after 100 {after_100}")
+    assert after_100["threads"] <= after_20["threads"]
+    assert after_100["files"] <= after_20["files"]
+    assert after_100["processes"] == after_20["processes"]
+    assert after_100["megabytes"] <= after_20["megabytes"] + 40
+
+
+@pytest.mark.slow
+def test_twenty_trials_under_ray_hold_no_more_than_six_and_leave_nothing(start: Start, tmp_path: Path) -> None:
+    def sessions() -> set[Path]:
+        return set(Path(tempfile.gettempdir()).glob("crnn-sweep-*"))
+
+    before = sessions()
+    few: dict[str, Any] = {"data__train_images": 96, "training__epochs": 1, "search__trials": 20}
+    sweep = start("r", search__early_stopping="none", **few)
+    driver = psutil.Process(sweep.process.pid)
+    measured = []
+    for trials in (6, 20):
+        wait_for(lambda trials=trials: len(list((tmp_path / "r" / "trials").glob("*"))) >= trials, seconds=120)
+        (session,) = sessions() - before
+        workers = sweep.workers()
+        measured.append(held(driver) | {"of workers": sum(worker.num_fds() for worker in workers) // len(workers)})
+    family = [driver, *driver.children(recursive=True)]
+    assert sweep.wait()[0] == 0
+    print(f"after 6 trials {measured[0]}, after 20 {measured[1]}")
+    early, late = measured
+    assert late["threads"] <= early["threads"] + 2
+    assert late["files"] <= early["files"] + 4
+    assert late["of workers"] <= early["of workers"] + 4
+    assert late["processes"] <= early["processes"] + 1
+    assert late["megabytes"] <= early["megabytes"] + 40
+    assert not session.exists()
+    wait_for(lambda: not [process for process in family if process.is_running()], seconds=20)

@@ -1,0 +1,107 @@
+"""What strangers send can't run code or write elsewhere, and what listens lets nobody in."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from model.predict import main as predict
+from sweep.run import main
+from tests.processes import Start, wait_for
+
+
+class Malicious:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+def test_a_malicious_checkpoint_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"network": Malicious(tmp_path / "owned"), "config": {}}, tmp_path / "evil.pt")
+    assert predict([str(tmp_path / "evil.pt"), str(tmp_path)]) == 2
+    assert "evil.pt: this is no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "captcha: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [OWNED]]",
+        "captcha: !!python/object/new:os.system ['touch OWNED']",
+        "captcha: !!python/name:os.system",
+        "captcha: !anything {}",
+    ],
+)
+def test_a_malicious_config_runs_nothing(tmp_path: Path, yaml: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "evil.yaml"
+    file.write_text(yaml.replace("OWNED", str(tmp_path / "owned")))
+    assert main(["--config", str(file), "--output-dir", str(tmp_path / "runs")]) == 2
+    assert str(file) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.yaml"]
+
+
+def test_names_from_a_config_stay_in_the_output_directory(start: Start, tmp_path: Path) -> None:
+    space = '{network.initialization: {choice: [orthogonal, torch]}, schedule.name: {choice: ["constant"]}}'
+    code, printed = start("r", "--local", search__space=space, search__trials=2, training__epochs=1).wait()
+    assert code == 0, printed
+    outside = {path.name for path in tmp_path.iterdir()}
+    assert outside == {"r"}
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "a/../../elsewhere", "~/elsewhere"])
+def test_a_configs_image_folder_does_not_climb_out(
+    tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--set", f"data.path={path}", "--output-dir", str(tmp_path / "runs")]) == 2
+    message = capsys.readouterr().err
+    assert "data.path" in message
+    assert path in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def listening(process: psutil.Process) -> dict[int, str]:
+    """Port → address, of a process and all below it."""
+    found = {}
+    for member in [process, *process.children(recursive=True)]:
+        for connection in member.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                found[connection.laddr.port] = connection.laddr.ip
+    return found
+
+
+def test_tensorboard_listens_on_this_machine_alone_and_ray_lets_in_only_who_has_the_token(
+    start: Start, tmp_path: Path
+) -> None:
+    sweep = start("r", "--tensorboard", training__epochs=50, search__early_stopping="none")
+    wait_for(lambda: list((tmp_path / "r").glob("trials/*/epoch_0001.pt")))
+    driver = psutil.Process(sweep.process.pid)
+    boards = [child for child in driver.children() if "tensorboard.main" in " ".join(child.cmdline())]
+    assert [set(listening(board).values()) for board in boards] == [{"127.0.0.1"}]
+    (gcs,) = [child for child in driver.children(recursive=True) if "gcs_server" in child.name()]
+    (port,) = [c.laddr.port for c in gcs.net_connections("tcp") if c.status == psutil.CONN_LISTEN and is_grpc(c)]
+    code = f"import ray; ray.init('127.0.0.1:{port}', logging_level='ERROR'); print('got in', ray.nodes())"
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | token
+        answer = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
+        assert "got in" not in answer.stdout, answer.stdout
+        assert answer.returncode != 0
+    sweep.press_ctrl_c()
+    assert sweep.wait(15)[0] == 130
+
+
+def is_grpc(connection: Any) -> bool:
+    """Ray's own protocol begins with HTTP/2's settings."""
+    with socket.create_connection(("127.0.0.1", connection.laddr.port), timeout=5) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        return client.recv(9)[3:4] == b"\x04"

@@ -1,0 +1,74 @@
+"""A small real sweep under a killer. SOAK_KILLS=50 pytest -m soak makes it long."""
+
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.processes import Start, Sweep, wait_for
+from tests.results import assert_curves_without_scars, assert_nothing_left_over, leaderboard
+
+KILLS = int(os.environ.get("SOAK_KILLS", "6"))
+
+
+def family(sweep: Sweep) -> list[psutil.Process]:
+    """The driver's processes, Ray's own and the trials'."""
+    try:
+        return psutil.Process(sweep.process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def strike(sweep: Sweep, draw: random.Random) -> str:
+    """Sends SIGKILL or SIGTERM to the driver or to one of its workers."""
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+    workers = [process for process in family(sweep) if "ray::" in " ".join(cmdline(process))]
+    if workers and draw.random() < 0.4:
+        draw.choice(workers).send_signal(number)
+        return f"{number.name} to a worker"
+    sweep.process.send_signal(number)
+    return f"{number.name} to the driver"
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.mark.soak
+def test_a_sweep_under_a_killer_loses_and_repeats_nothing(start: Start, tmp_path: Path, cache: Path) -> None:
+    root, draw = tmp_path / "r", random.Random(KILLS)
+    settings = {"search__trials": 4 + KILLS // 3, "training__epochs": 6, "search__max_failures": 1000}
+    sweep, struck, seen = start("r", **settings), [], set()
+    wait_for((root / "sweep.yaml").exists)
+    while True:
+        try:
+            code, printed = sweep.wait(seconds=draw.uniform(1.0, 16.0))
+        except subprocess.TimeoutExpired:
+            seen |= {process for process in family(sweep)}
+            if len(struck) < KILLS:
+                struck.append(strike(sweep, draw))
+            continue
+        assert "Traceback" not in printed, printed
+        if code == 0:
+            break
+        assert code in (130, -signal.SIGKILL), printed
+        sweep = Sweep("--resume", str(root))
+    print(f"{len(struck)} kills: {struck}")
+    assert struck
+    rows = leaderboard(root)
+    assert len(rows) == settings["search__trials"]
+    assert {row["state"] for row in rows} <= {"completed", "stopped"}
+    assert_curves_without_scars(root)
+    assert_nothing_left_over(root)
+    assert not list(cache.glob(".*"))
+    wait_for(lambda: not [process for process in seen if process.is_running()], seconds=20)
+    code, printed = Sweep("--resume", str(root)).wait()
+    assert code == 0
+    assert "nothing is left to do" in printed
