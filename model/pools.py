@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -143,6 +144,7 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
         left_by_killed.unlink()
     # The process's own name: one that was killed may have left a process that still writes.
     temporary = {spec: folder / f".{spec.name}.{os.getpid()}" for spec in specs}
+    others = multiprocessing.active_children()
     # Spawned, not forked: the caller may hold threads.
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_process)
     try:
@@ -167,6 +169,12 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
                 file.flush()
                 os.fsync(file.fileno())
             path.replace(folder / spec.name)
+    except BrokenProcessPool:
+        # One was killed. If that was while the next was starting, CPython 3.11 would wait for the next for ever.
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
         for path in temporary.values():

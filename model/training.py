@@ -94,7 +94,7 @@ def train(
             step += 1
 
             seen.append((losses.detach(), ctc.greedy_decode(logits.detach()), labels))
-            if _is_logged(step, steps_per_epoch, epochs):
+            if is_logged(step, steps_per_epoch, epochs):
                 # The one point where the host waits for the device.
                 loss, accuracy = _means(seen[logged:])
                 values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
@@ -131,7 +131,7 @@ def train(
         )
 
 
-def _is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
+def is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
     """Points are spread evenly, at most LOG_POINTS of them, and never average over the end of an epoch."""
     epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
     if epochs > LOG_POINTS:

@@ -20,7 +20,6 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -171,8 +170,11 @@ def _ray(allotment: Allotment) -> Iterator[None]:
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++.
+            waiting = signal.signal(signal.SIGINT, signal.SIG_IGN)
             ray.shutdown()
+            signal.signal(signal.SIGINT, waiting)
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -179,6 +179,8 @@ def _read(options: argparse.Namespace) -> SweepConfig:
         if not source.is_file():
             raise ConfigError([f"--resume: '{options.resume}' is not allowed: there is no sweep.yaml in it"])
     if options.trials is not None:
+        if options.trials < 1:
+            raise ConfigError([f"--trials: {options.trials} is not allowed: should be greater than or equal to 1"])
         settings["search.trials"] = options.trials
     if options.cache_dir is not None:
         settings["data.path"] = str(options.cache_dir.expanduser().absolute())
@@ -265,4 +267,6 @@ def megabytes(count: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
+    sys.exit(code)

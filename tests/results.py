@@ -1,9 +1,14 @@
 """What a sweep has left on disk, read back, and what must be true of it."""
 
 import csv
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from model.training import is_logged
+from sweep.config import read_trial
 
 
 def leaderboard(root: Path) -> list[dict[str, str]]:
@@ -49,9 +54,14 @@ def assert_curves_without_scars(root: Path) -> None:
     found = curves(root)
     assert {run.removesuffix("/train") for run, _ in found} == {name for name, count in epochs.items() if count}
     for (run, tag), points in found.items():
-        count = epochs[run.removesuffix("/train")]
-        per_epoch = 1 if tag.startswith(("epoch/", "best/")) else 30
-        assert [step for step, _ in points] == list(range(1, count * per_epoch + 1)), (run, tag)
+        name = run.removesuffix("/train")
+        config = read_trial(root / "trials" / name / "config.yaml")
+        steps: Iterable[int] = range(1, epochs[name] + 1)
+        if tag.startswith("train/"):
+            per_epoch = math.ceil(config.data.train_images / config.training.batch_size)
+            every_step = range(1, epochs[name] * per_epoch + 1)
+            steps = (step for step in every_step if is_logged(step, per_epoch, config.training.epochs))
+        assert [step for step, _ in points] == list(steps), (run, tag)
 
 
 def assert_nothing_left_over(root: Path) -> None:

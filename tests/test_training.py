@@ -88,9 +88,9 @@ def test_an_infinite_loss_ends_the_trial_at_once(tiny: Make, tiny_data: MakeData
 
 @pytest.mark.parametrize("epochs", [1, 3, 150, 450])
 def test_batch_curves_have_at_most_200_points_with_increasing_steps(tiny: Make, epochs: int) -> None:
-    from model.training import _is_logged
+    from model.training import is_logged
 
-    steps = [step for step in range(1, 37 * epochs + 1) if _is_logged(step, 37, epochs)]
+    steps = [step for step in range(1, 37 * epochs + 1) if is_logged(step, 37, epochs)]
     assert 0 < len(steps) <= 200
     assert steps == sorted(set(steps))
 
