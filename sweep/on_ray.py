@@ -36,7 +36,7 @@ from sweep.resources import Allotment
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace, see_no_gpu
 
-_LOCK = "in-use.lock"
+_TEMPORARY = "crnn-sweep-"
 
 
 class RayTrial(tune.Trainable):
@@ -182,12 +182,22 @@ def _temporary_folder() -> Iterator[str]:
     """Removed at the end; one that a killed sweep has left, by the next sweep."""
     # Ray's sockets lie below it, and a socket's path has at most 107 characters.
     usual = tempfile.gettempdir()
-    place, prefix = usual if len(usual) <= 20 else "/tmp", "crnn-sweep-"
-    for lock in Path(place).glob(f"{prefix}*/{_LOCK}"):
-        with suppress(OSError), FileLock(lock, timeout=0):  # one that is in use is locked
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True) as own,
-        FileLock(Path(own) / _LOCK),
-    ):
-        yield own
+    place = Path(usual if len(usual) <= 20 else "/tmp")
+    for left in place.glob(f"{_TEMPORARY}*/"):
+        with suppress(OSError), _removed_with_lock(left):  # one that is in use is locked
+            pass
+    with _removed_with_lock(place / f"{_TEMPORARY}{secrets.token_hex(4)}") as own:
+        own.mkdir(mode=0o700)
+        yield str(own)
+
+
+@contextmanager
+def _removed_with_lock(folder: Path) -> Iterator[Path]:
+    """Raises TimeoutError if another process holds it."""
+    lock = folder.with_suffix(".lock")
+    with FileLock(lock, timeout=0):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)

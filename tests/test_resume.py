@@ -1,8 +1,8 @@
 """Sweeps that are killed, interrupted, damaged and starved, and go on with one command."""
 
 import os
-import re
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -461,7 +461,7 @@ def test_wrong_uses_of_resume_are_answered_in_a_sentence(tmp_path: Path, capfd: 
 
 
 def test_a_dry_run_tells_the_space_that_checkpoints_need(start: Start, local: StartLocal, tmp_path: Path) -> None:
-    code, printed = start("r", "--dry-run", **WHOLE).wait()
+    code, printed = start("r", "--dry-run", "--local", **WHOLE).wait()
     assert code == 0
     told = re.search(r"resume from: ([\d.]+) MB.*\n.*stay: ([\d.]+) MB", printed)
     assert told is not None
@@ -478,11 +478,12 @@ def test_a_sweep_whose_ray_was_killed_ends_by_itself_and_goes_on(start: Start, t
     root = tmp_path / "r"
     sweep = start("r", training__epochs=400, search__trials=2, search__early_stopping="none")
     wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    trials = sweep.workers()
     family = psutil.Process(sweep.process.pid).children(recursive=True)
     next(child for child in family if child.name() == name).kill()
     code, printed = sweep.wait(150)
     assert code != 0
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert psutil.wait_procs(trials, timeout=20)[1] == []
     code, printed = resume(root, "--quiet")
     assert code == 0, printed
     assert {row["state"] for row in leaderboard(root)} <= {"completed", "stopped"}
