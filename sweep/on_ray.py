@@ -155,26 +155,31 @@ def _name(trial: Any) -> str:
 @contextmanager
 def _ray(allotment: Allotment) -> Iterator[None]:
     """A Ray of our own on this machine, its sessions in a temporary folder that goes with it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with _temporary_folder() as folder:
-        ray.init(
-            address="local",
-            num_cpus=allotment.total_cpus,
-            num_gpus=allotment.total_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="CRITICAL",  # a lost process is told in a line of our own
-            _temp_dir=folder,
-        )
-        # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
         try:
+            ray.init(
+                address="local",
+                num_cpus=allotment.total_cpus,
+                num_gpus=allotment.total_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="CRITICAL",  # a lost process is told in a line of our own
+                _temp_dir=folder,
+            )
+            # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
+            signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
             yield
+        except SystemExit:  # what Ray makes of SIGTERM while it starts
+            raise KeyboardInterrupt from None
         finally:
-            # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++.
-            waiting = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++. To
+            # SIGTERM Ray gives back its default action meanwhile: for half a second it kills.
+            for number in handlers:
+                signal.signal(number, signal.SIG_IGN)
             ray.shutdown()
-            signal.signal(signal.SIGINT, waiting)
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
