@@ -180,9 +180,9 @@ def _passed_over(damaged: list[str], what: str) -> str | None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether it, or what it came from, is a full disk or quota; SQLite says so in words."""
+    """Whether it, or what it came from, is a full disk, quota or file size limit; SQLite says so in words."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if "disk is full" in str(error):
             return True

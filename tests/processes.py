@@ -74,10 +74,10 @@ class Sweep:
         ]
 
 
-_FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
 
 
-_FORKS.set_forkserver_preload(["sweep.run", "sweep.in_process", "sweep.progress", "sweep.report", "optuna.storages"])
+FORKS.set_forkserver_preload(["sweep.run", "sweep.in_process", "sweep.progress", "sweep.report", "optuna.storages"])
 
 
 def _run_local(arguments: list[str], output: Path) -> None:
@@ -94,7 +94,7 @@ class LocalSweep:
 
     def __init__(self, output: Path, *arguments: str) -> None:
         self.output = output
-        self.process = _FORKS.Process(target=_run_local, args=(list(arguments), output))
+        self.process = FORKS.Process(target=_run_local, args=(list(arguments), output))
         self.process.start()
 
     def kill(self) -> None:

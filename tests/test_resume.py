@@ -255,6 +255,7 @@ def test_what_was_damaged_meanwhile_is_made_again(local: StartLocal, tmp_path: P
         assert "rendering" in printed
     assert decided(root) == decided(tmp_path / "whole")
     assert curves(root) == curves(tmp_path / "whole")
+    assert [point.step for point in runs(root)["_sweep"].Scalars("sweep/best_error_rate")] == [1, 2]
     assert not list(cache.glob(".*"))
 
 

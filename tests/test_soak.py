@@ -27,7 +27,7 @@ def family(sweep: Sweep) -> list[psutil.Process]:
 def strike(sweep: Sweep, draw: random.Random) -> str:
     """Sends SIGKILL or SIGTERM to the driver or to one of its workers."""
     number = draw.choice([signal.SIGKILL, signal.SIGTERM])
-    workers = [process for process in family(sweep) if "ray::" in " ".join(cmdline(process))]
+    workers = [process for process in family(sweep) if "Trainable" in " ".join(cmdline(process))]
     if workers and draw.random() < 0.4:
         draw.choice(workers).send_signal(number)
         return f"{number.name} to a worker"

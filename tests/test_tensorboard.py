@@ -63,7 +63,7 @@ from pathlib import Path
 from sweep.tensorboard import TrialWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write past the limit fails with EFBIG, as on a full disk
 writer = TrialWriter(Path({str(tmp_path)!r}))
-resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20011, resource.RLIM_INFINITY))
 step = 0
 try:
     while True:

@@ -1,0 +1,61 @@
+"""One trial, stepped by hand."""
+
+import json
+import resource
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from model.pools import ensure_pools
+from sweep.config import load
+from sweep.searcher import TrialRecord
+from sweep.trial import Trial, Workplace
+from tests.conftest import QUICKSTART
+from tests.processes import FORKS, TINY
+
+
+@pytest.fixture
+def trial(tmp_path: Path, cache: Path) -> Trial:
+    return make(tmp_path, cache)
+
+
+def make(root: Path, cache: Path) -> Trial:
+    config = load(QUICKSTART, TINY)
+    ensure_pools(config, cache, workers=1)
+    return Trial(config, Workplace(root, cache, threads=1, gpu=False), TrialRecord(0, "0000", {}))
+
+
+def test_a_trial_waits_until_a_process_of_the_old_sweep_lets_go_of_it(trial: Trial) -> None:
+    step = threading.Thread(target=trial.step)
+    with trial.workplace.lock("0000"):
+        step.start()
+        step.join(1)
+        assert step.is_alive()
+        assert not trial.folder.exists()
+    step.join(30)
+    assert (trial.folder / "epoch_0001.pt").exists()
+    trial.close()
+
+
+def step_with_small_files(root: Path, cache: Path) -> None:
+    trial = make(root, cache)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write past the limit fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+    result = trial.step()
+    trial.close()
+    (root / "result.json").write_text(json.dumps(result))
+
+
+def test_a_disk_that_is_full_interrupts_a_trial_and_does_not_fail_it(tmp_path: Path, cache: Path) -> None:
+    process = FORKS.Process(target=step_with_small_files, args=(tmp_path, cache))
+    process.start()
+    process.join(60)
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "state": "interrupted",
+        "error": "no space is left on the disk",
+    }
+    trial = make(tmp_path, cache)
+    assert trial.step()["epochs"] == 1
+    trial.close()
