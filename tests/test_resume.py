@@ -18,6 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sweep.tensorboard import EventFile
+from tests.board import serve
 from tests.processes import LocalSweep, Start, StartLocal, Sweep, resume, resume_local, wait_for
 from tests.results import (
     assert_curves_without_scars,
@@ -70,6 +71,24 @@ def test_a_local_sweep_killed_anywhere_ends_as_if_it_had_not_been(
         torch.load(folder / "best.pt", weights_only=True)["network"] for folder in (root, tmp_path / "whole")
     )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("loader", ["true", "false"], ids=["fast", "slow"])
+def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_scars(
+    local: StartLocal, tmp_path: Path, loader: str
+) -> None:
+    root = tmp_path / "r"
+    sweep = local("r", **WHOLE)
+    wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
+    with serve(root / "tensorboard", "--load_fast", loader, "--reload_interval", "1") as board:
+        wait_for(lambda: len(board.runs()) >= 3)
+        sweep.kill()
+        code, printed = resume_local(root).wait()
+        assert code == 0, printed
+        whole = curves(root)
+        wait_for(lambda: board.curves() == whole, seconds=20)
+        wait_for(lambda: [group["sessions"][0]["status"] for group in board.sessions()] == ["STATUS_SUCCESS"] * 2)
+    assert_curves_without_scars(root)
 
 
 def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Start, tmp_path: Path) -> None:

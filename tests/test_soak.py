@@ -56,7 +56,6 @@ def test_a_sweep_under_a_killer_loses_and_repeats_nothing(start: Start, tmp_path
             if len(struck) < KILLS:
                 struck.append(strike(sweep, draw))
             continue
-        assert "Traceback" not in printed, printed
         # For a second of its start and half a second of its end Ray takes SIGTERM from us: it aborts, or kills.
         assert code in (0, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT), printed
         if code == 0 and len(struck) == KILLS:

@@ -1,22 +1,19 @@
 """Whole sweeps through `python -m sweep.run`, on Ray and in this process, and what they leave behind."""
 
-import json
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from model.predict import Recognizer
 from sweep.config import load
+from tests.board import serve
 from tests.conftest import REPOSITORY
+from tests.processes import wait_for
 from tests.results import decided, leaderboard, runs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -156,47 +153,16 @@ def test_the_terminal_tells_what_happens_in_order(ray_sweep: tuple[Path, str]) -
     assert not [word for word in ("ray", "Warning", "WARN") if word in printed.replace(str(root), "")]
 
 
-@pytest.fixture(scope="module")
-def served(ray_sweep: tuple[Path, str]) -> Iterator[str]:
-    """TensorBoard's address, on the sweep's logs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(ray_sweep[0] / "tensorboard")]
-    server = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
-        try:
-            if len(json.load(urllib.request.urlopen(f"{address}/data/runs"))) == 9:
-                break
-        except OSError:
-            pass
-        time.sleep(0.5)
-    yield address
-    server.terminate()
-    server.wait()
-
-
-def ask(address: str, route: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(
-        f"{address}/data/plugin/hparams/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    return json.load(urllib.request.urlopen(request))
-
-
-def test_hparams_over_http_are_one_finished_row_per_trial(served: str, ray_sweep: tuple[Path, str]) -> None:
+def test_hparams_over_http_are_one_finished_row_per_trial(ray_sweep: tuple[Path, str]) -> None:
     rows = {row["trial"]: row for row in leaderboard(ray_sweep[0])}
-    experiment = ask(served, "experiment", {"experimentName": ""})
-    assert {info["name"] for info in experiment["hparamInfos"]} == {"optimizer.lr", "schedule.name"}
     tags = ["epoch/error_rate", "best/error_rate", "epoch/cer", "epoch/loss"]
+    with serve(ray_sweep[0] / "tensorboard") as board:
+        wait_for(lambda: len(board.runs()) == 9)
+        experiment = board.hparams("experiment")
+        columns = [{"hparam": "optimizer.lr"}, *({"metric": {"group": "", "tag": tag}} for tag in tags)]
+        groups = {group["name"]: group for group in board.sessions(*columns)}
+    assert {info["name"] for info in experiment["hparamInfos"]} == {"optimizer.lr", "schedule.name"}
     assert [info["name"]["tag"] for info in experiment["metricInfos"]] == tags
-    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-    columns = [{"hparam": "optimizer.lr"}, *({"metric": {"group": "", "tag": tag}} for tag in tags)]
-    body = {"experimentName": "", "allowedStatuses": statuses, "sliceSize": 100, "colParams": columns}
-    answer = ask(served, "session_groups", body)
-    groups = {group["name"]: group for group in answer["sessionGroups"]}
     assert set(groups) == set(rows)
     for name, group in groups.items():
         (session,) = group["sessions"]
