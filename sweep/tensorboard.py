@@ -13,6 +13,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,8 +27,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.writer import FileWriter
+from torch.utils.tensorboard._pytorch_graph import graph
 
-from model.config import TrialConfig
+from model.config import CaptchaConfig, NetworkConfig, TrialConfig
 from model.crnn import CRNN
 from model.evaluation import Scores
 from sweep.config import Space, Value, walk
@@ -154,6 +156,18 @@ class Writer(SummaryWriter):
         self._get_file_writer().add_summary(summary)
 
 
+@lru_cache(maxsize=4)
+def _graph(captcha: CaptchaConfig, network: NetworkConfig) -> tuple[Any, Any]:
+    """A network's GraphDef and StepStats. Kept: most trials have the same, and torch never frees what it traced."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        traced: tuple[Any, Any] = graph(
+            CRNN(TrialConfig(captcha=captcha, network=network)),
+            torch.zeros(1, captcha.channels, captcha.height, captcha.width),
+        )
+    return traced
+
+
 class TrialWriter:
     """A trial's two runs. `positions` before an epoch and `rewind` to it leave no trace of what came between."""
 
@@ -188,15 +202,9 @@ class TrialWriter:
         self._run.hparams("session_start_info", session_start_info=start)
         self._run.add_text("config", "```yaml\n" + yaml + "```")
         try:
-            self._add_graph(config)
+            self._run._get_file_writer().add_graph(_graph(config.captcha, config.network))
         except Exception as error:  # tracing is torch's, and no reason to end a trial
             self._run.add_text("graph", f"The graph could not be drawn: {error}")
-
-    def _add_graph(self, config: TrialConfig) -> None:
-        captcha = config.captcha
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            self._run.add_graph(CRNN(config), torch.zeros(1, captcha.channels, captcha.height, captcha.width))
 
     def epoch(self, number: int, train: Scores, valid: Scores, best_error_rate: float) -> None:
         self.log(number, {**valid.tagged("epoch"), "best/error_rate": best_error_rate})
