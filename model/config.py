@@ -195,12 +195,21 @@ SCHEDULE_SECTIONS: dict[str, type[Schedule]] = {
 }
 
 
+class AugmentationConfig(Section):
+    """Each time a training image is shown it moves by up to `shift` pixels either way, and each of its channels grows
+    brighter or darker by up to the fraction `color`."""
+
+    shift: Annotated[int, Field(ge=0, le=64)] = 0
+    color: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class TrainingConfig(Section):
     """`precision: auto` is bfloat16 autocast where the device computes it natively, else float32."""
 
     epochs: Positive = 10
     batch_size: Positive = 32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    augmentation: AugmentationConfig = AugmentationConfig()
     seed: int = 0
 
 

@@ -1,4 +1,5 @@
-"""CTC loss, greedy decoding and scores. Labels (N, L) hold class indices, padded with 0, the blank.
+"""CTC loss, greedy decoding and scores. Labels (N, L) hold class indices, padded with 0, the blank. They stay on the
+CPU, where the loss needs their lengths: asking the device for them would make the host wait at every step.
 
 Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
 """
@@ -17,7 +18,7 @@ def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
     log_probs = logits.float().log_softmax(2)
     return F.ctc_loss(
         log_probs,
-        labels.long(),
+        labels.to(logits.device, torch.long, non_blocking=True),
         input_lengths=torch.full((images,), steps, dtype=torch.long),
         target_lengths=label_lengths(labels),
         blank=BLANK,
@@ -27,7 +28,11 @@ def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 def ctc_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over images of the loss per character, as torch's own `reduction="mean"`."""
-    return (ctc_losses(logits, labels) / label_lengths(labels)).mean()
+    return mean_per_character(ctc_losses(logits, labels), labels)
+
+
+def mean_per_character(losses: Tensor, labels: Tensor) -> Tensor:
+    return (losses / label_lengths(labels).to(losses.device, non_blocking=True)).mean()
 
 
 def label_lengths(labels: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.alphabet import Alphabet
+from model.augmentation import augment
 from model.captchas import Split, render
 from model.config import TrialConfig
 from model.pools import Pool, encode_padded, open_pool, pool_specs
 
-Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W), labels uint8 (n, L) padded with 0
+Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W); labels uint8 (n, L) padded with 0, on the CPU
 
 
 class Data:
@@ -31,45 +32,50 @@ class Data:
                 raise FileNotFoundError(f"{folder / spec.name}: the image pool is missing or damaged")
             pools[split] = self._tensors(pool)
         self.valid = pools["valid"]
-        self._train = pools.get("train")
+        self.train = pools.get("train")
 
     def _tensors(self, pool: Pool) -> Batch:
         """On the device if the images take less than a quarter of what is free there, else in mapped host memory."""
         images, labels = torch.from_numpy(pool.images), torch.from_numpy(pool.labels)
         if self.device.type == "cuda" and pool.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
             images = images.to(self.device)
-        return images, labels.to(self.device)
+        return images, labels
 
     def train_batches(self, epoch: int) -> Iterator[Batch]:
-        """`steps_per_epoch` full batches; epochs count from 1 and a pool's order is drawn from (seed, epoch)."""
+        """`steps_per_epoch` full batches; epochs count from 1. A pool's order and all augmentation are drawn from
+        (seed, epoch), so a resumed trial needs no generator's state."""
+        training = self.config.training
+        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
+        for images, labels in self._plain_batches(epoch, generator):
+            yield augment(images.to(self.device, non_blocking=True), training.augmentation, generator), labels
+
+    def _plain_batches(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Images where they lie, on the device or on the host."""
         size = self.config.training.batch_size
         count = self.config.steps_per_epoch * size
-        if self._train is None:
+        if self.train is None:
             first = (epoch - 1) * self.config.data.train_images
             fresh = DataLoader(
                 _Captchas(self.config),
                 batch_size=size,
                 sampler=range(first, first + count),
                 num_workers=self.workers,
+                pin_memory=self.device.type == "cuda",
             )
-            for images, labels in fresh:
-                yield images.to(self.device), labels.to(self.device)
+            yield from fresh
         else:
-            pool_images, pool_labels = self._train
-            order = torch.randperm(len(pool_labels), generator=seeded(self.config.training.seed, epoch))
-            for rows in order[:count].split(size):
-                images = pool_images[rows.to(pool_images.device)].to(self.device, non_blocking=True)
-                yield images, pool_labels[rows.to(self.device)]
+            pool_images, pool_labels = self.train
+            order = torch.randperm(len(pool_labels), generator=generator)[:count]
+            there = order.to(pool_images.device)
+            for rows, labels in zip(there.split(size), pool_labels[order].split(size), strict=True):
+                images = pool_images[rows]
+                # From pinned memory a batch travels while the device still trains on the last one.
+                yield images.pin_memory() if images.device != self.device else images, labels
 
     def valid_batches(self, size: int = 500) -> Iterator[Batch]:
         images, labels = self.valid
         for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
             yield some_images.to(self.device), some_labels
-
-
-def seeded(seed: int, epoch: int) -> torch.Generator:
-    """A generator of its own for each epoch: a resumed trial needs no generator's state."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 class _Captchas(Dataset[tuple[np.ndarray, np.ndarray]]):

@@ -40,16 +40,19 @@ class Samples:
 
 def score(losses: Tensor, decoded: Tensor, labels: Tensor) -> Scores:
     """Weighs each image the same, however they were batched. Losses (N,) are those of whole texts."""
-    return Scores(
-        loss=float((losses.double() / ctc.label_lengths(labels)).mean()),
-        error_rate=1 - float(ctc.exact_matches(decoded, labels).double().mean()),
-        cer=ctc.character_error_rate(decoded, labels),
-    )
+    loss, accuracy = loss_and_accuracy(losses, decoded, labels)
+    return Scores(loss, 1 - accuracy, ctc.character_error_rate(decoded, labels))
+
+
+def loss_and_accuracy(losses: Tensor, decoded: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean loss per character, and exact match."""
+    accuracy = ctc.exact_matches(decoded, labels).double().mean()
+    return float(ctc.mean_per_character(losses.double(), labels)), float(accuracy)
 
 
 def worst(losses: Tensor, decoded: Tensor, labels: Tensor, count: int = 16) -> Samples:
     order = losses.argsort(descending=True, stable=True)[:count]
-    return Samples(order.cpu(), labels[order].cpu(), decoded[order].cpu(), losses[order].cpu())
+    return Samples(order, labels[order], decoded[order], losses[order])
 
 
 @torch.no_grad()
@@ -63,5 +66,5 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preci
         losses.append(ctc.ctc_losses(logits, labels))
         readings.append(ctc.greedy_decode(logits))
         truths.append(labels)
-    result = (torch.cat(losses), torch.cat(readings), torch.cat(truths))
+    result = (torch.cat(losses).cpu(), torch.cat(readings).cpu(), torch.cat(truths))
     return score(*result), worst(*result)

@@ -12,7 +12,7 @@ from model import ctc, precision
 from model.config import TrialConfig
 from model.crnn import CRNN
 from model.data import Data
-from model.evaluation import Samples, Scores, evaluate, score, worst
+from model.evaluation import Samples, Scores, evaluate, loss_and_accuracy, score, worst
 from model.optimizers import make_optimizer
 from model.schedules import factor
 
@@ -87,7 +87,7 @@ def train(
                 logits = network(images)  # (T, N, K)
             losses = ctc.ctc_losses(logits, labels)
             optimizer.zero_grad()
-            (losses / ctc.label_lengths(labels)).mean().backward()
+            ctc.mean_per_character(losses, labels).backward()
             if config.optimizer.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_clip)
             optimizer.step()
@@ -95,22 +95,21 @@ def train(
 
             seen.append((losses.detach(), ctc.greedy_decode(logits.detach()), labels))
             if is_logged(step, steps_per_epoch, epochs):
-                # The one point where the host waits for the device.
-                loss, accuracy = _means(seen[logged:])
+                loss, accuracy = loss_and_accuracy(*_joined(seen[logged:]))
                 values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
                 log(step, {f"train/{name}": value for name, value in values.items()})
                 logged = len(seen)
                 if not math.isfinite(loss):
                     raise Diverged(f"the loss was {loss} by step {step}")
 
-        trained = score(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+        trained = score(*_joined(seen))
         if not math.isfinite(trained.loss):
             raise Diverged(f"the loss was {trained.loss} in epoch {number}")
         validated, valid_worst = evaluate(network, data.valid_batches(), numeric)
         is_best = (validated.error_rate, validated.loss) < (best.error_rate, best.loss)
         if is_best:
             best_number, best = number, validated
-        train_worst = worst(*seen[-1])
+        train_worst = worst(*_joined(seen[-1:]))
         yield Epoch(
             number=number,
             train=trained,
@@ -140,8 +139,7 @@ def is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
     return (step_in_epoch + 1) % every == 0 or step_in_epoch + 1 == steps_per_epoch
 
 
-def _means(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
-    """Loss per character and exact match over some batches."""
-    losses, decoded, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    accuracy = ctc.exact_matches(decoded, labels).double().mean()
-    return float((losses.double() / ctc.label_lengths(labels)).mean()), float(accuracy)
+def _joined(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, readings and labels of some batches, on the CPU: here the host waits for the device."""
+    losses, decoded, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    return losses, decoded, labels

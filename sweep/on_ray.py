@@ -22,7 +22,7 @@ os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # not a minute, when its own server was killed
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # noqa: SIM112  # not a minute, when its own server was killed
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
 os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 
@@ -35,7 +35,7 @@ from ray.tune.search import Searcher
 from sweep.config import SweepConfig
 from sweep.resources import Allotment
 from sweep.searcher import Search, TrialRecord
-from sweep.trial import Trial, Workplace, see_no_gpu
+from sweep.trial import Trial, Workplace, keep_to_share
 
 _TEMPORARY = "crnn-sweep-"
 
@@ -46,12 +46,11 @@ class RayTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], sweep: SweepConfig, workplace: Workplace) -> None:
         self.sweep, self.workplace = sweep, workplace
-        if not workplace.gpu:
-            see_no_gpu()
         self.trial: Trial | None = None
 
     def step(self) -> dict[str, Any]:
         if self.trial is None:
+            keep_to_share(self.workplace.gpus)
             self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
         return self.trial.step()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sweep.resources import Allotment
     from sweep.trial import Workplace
 
-_QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 
 
@@ -33,7 +33,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Search learning rate and schedule of a captcha recogniser; compare all trials in TensorBoard.",
     )
     add = parser.add_argument
-    add("--config", type=Path, default=_QUICKSTART, help="YAML (default configs/quickstart.yaml)")
+    add("--config", type=Path, default=QUICKSTART, help="YAML (default configs/quickstart.yaml)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
     add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     from sweep.progress import Terminal
     from sweep.trial import Workplace, is_disk_full
 
-    workplace = Workplace(root, pools, allotment.threads, gpu=allotment.gpus > 0)
+    workplace = Workplace(root, pools, allotment.threads, allotment.gpus)
     resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     with ExitStack() as closing:
@@ -173,7 +173,7 @@ def _read(options: argparse.Namespace) -> SweepConfig:
     source = options.config
     if options.resume is not None:
         given = [f"--{key}" for key in ("set", "trial", "name", "dry_run") if getattr(options, key)]
-        if given or options.config != _QUICKSTART:
+        if given or options.config != QUICKSTART:
             raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
         source = options.resume / "sweep.yaml"
         if not source.is_file():

@@ -28,12 +28,12 @@ from sweep.tensorboard import TrialWriter
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a sweep's trials work and with what: absolute folders, CPU threads and whether there is a GPU."""
+    """Where a sweep's trials work and with what: absolute folders, CPU threads and the share of a GPU, 0 for none."""
 
     root: Path
     pools: Path
     threads: int
-    gpu: bool
+    gpus: float
 
     def logs(self, name: str) -> Path:
         return self.root / "tensorboard" / name
@@ -81,7 +81,7 @@ class Trial:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk
             self._closing.close()
-        if self.workplace.gpu:
+        if self.workplace.gpus:
             torch.cuda.empty_cache()  # this process may live on, and others share the device
 
     def _open(self) -> Generator[dict[str, Any]]:
@@ -98,7 +98,7 @@ class Trial:
         aside = self._move_strangers_aside(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / "config.yaml", resolved.yaml.encode())
-        device = torch.device("cuda" if self.workplace.gpu else "cpu")
+        device = torch.device("cuda" if self.workplace.gpus else "cpu")
         data = Data(config, self.workplace.pools, device, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
@@ -196,6 +196,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
+def picture_epochs(epochs: int) -> set[int]:
+    """The first, every quarter's and the last."""
+    return {1, *(max(1, epochs * quarter // 4) for quarter in (1, 2, 3, 4))}
+
+
 class _Pictures:
     """Badcases at the first, every quarter's and the last epoch, and at the best one.
 
@@ -204,7 +209,7 @@ class _Pictures:
 
     def __init__(self, writer: TrialWriter, data: Data, epochs: int, alphabet: Alphabet) -> None:
         self._writer, self._data, self._alphabet = writer, data, alphabet
-        self._fixed = {1, *(max(1, epochs * quarter // 4) for quarter in (1, 2, 3, 4))}
+        self._fixed = picture_epochs(epochs)
         self._best: tuple[int, Samples] | None = None
 
     def take(self, epoch: Epoch) -> None:
@@ -247,6 +252,10 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def see_no_gpu() -> None:
-    """Before CUDA is first used in this process: Ray shows all GPUs to a trial that has asked for none."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def keep_to_share(gpus: float) -> None:
+    """Before CUDA is first used in a trial's process. To one that has asked for none Ray shows all GPUs; to one that
+    has asked for a part it gives no limit on memory."""
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)

@@ -48,7 +48,7 @@ def test_a_hundred_local_trials_hold_no_more_than_twenty(tmp_path: Path, cache: 
     few = {"data.train_images": 32, "data.valid_images": 16, "training.epochs": 1, "search.trials": 100}
     config: SweepConfig = load(QUICKSTART, {**TINY, **few, "search.early_stopping": "none"})
     ensure_pools(config, cache, workers=1)
-    workplace = Workplace(tmp_path, cache, threads=1, gpu=False)
+    workplace = Workplace(tmp_path, cache, threads=1, gpus=0)
     probe = Probe()
     search = Search(config, tmp_path / "study.db", (probe, Reporter(config, workplace)))
     in_process.run(search, lambda record: Trial(config, workplace, record), at_once=2)

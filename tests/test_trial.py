@@ -24,7 +24,7 @@ def trial(tmp_path: Path, cache: Path) -> Trial:
 def make(root: Path, cache: Path) -> Trial:
     config = load(QUICKSTART, TINY)
     ensure_pools(config, cache, workers=1)
-    return Trial(config, Workplace(root, cache, threads=1, gpu=False), TrialRecord(0, "0000", {}))
+    return Trial(config, Workplace(root, cache, threads=1, gpus=0), TrialRecord(0, "0000", {}))
 
 
 def test_a_trial_waits_until_a_process_of_the_old_sweep_lets_go_of_it(trial: Trial) -> None:

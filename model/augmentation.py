@@ -1,0 +1,23 @@
+"""Small random changes of training images, on the device, so that a fixed pool teaches more as fresh images do."""
+
+import torch
+from torch import Tensor
+
+from model.config import AugmentationConfig
+
+
+def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
+    """uint8 (N, C, H, W) → the same. All draws come from the CPU's `generator`: one order on every device."""
+    count, channels, height, width = images.shape
+    device = images.device
+    if config.shift:
+        shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1, 1), generator=generator).to(device)
+        # What moves in from outside repeats the edge.
+        rows = (torch.arange(height, device=device)[:, None] + shifts[0]).clamp_(0, height - 1)  # (N, H, 1)
+        columns = (torch.arange(width, device=device) + shifts[1]).clamp_(0, width - 1)  # (N, 1, W)
+        pixels = (rows * width + columns).flatten(1)[:, None].expand(-1, channels, -1)  # (N, C, H·W)
+        images = images.flatten(2).gather(2, pixels).view(images.shape)
+    if config.color:
+        gains = 1 + config.color * (2 * torch.rand(count, channels, 1, 1, generator=generator) - 1)
+        images = (images * gains.to(device)).clamp_(0, 255).to(torch.uint8)
+    return images

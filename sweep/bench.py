@@ -1,0 +1,299 @@
+"""`python -m sweep.bench`: how near each part of a sweep comes to what this machine can do; a table and bench.json.
+
+All ratios come from one run in which the compared things take turns, so that a machine that is slow for a while is slow
+for both; each is the median over the rounds. `--sweep` adds a whole sweep against the same written plainly.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from model.captchas import render
+from model.config import CaptchaConfig
+from model.files import replace_file
+from model.pools import ensure_pools
+from model.training import LOG_POINTS
+from sweep.config import ConfigError, SweepConfig, load, parse_settings
+from sweep.lane import Lane, RunningLane, sized
+from sweep.resources import Allotment, Machine, allot, this_machine
+from sweep.run import QUICKSTART
+
+EPOCH_SECONDS = 1.5  # an epoch here; a real one may take hours
+ROUNDS = 5
+TRIALS, TRIAL_SECONDS = 4, 30.0  # of the small sweep
+PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
+
+FIGURES = (
+    "device",
+    "trial_share_of_limit",
+    "logging_share",
+    "checkpoint_share",
+    "speedup_over_notebook",
+    "two_trials_speedup",
+    "evaluation_over_training",
+    "rendering_two_process_speedup",
+    "sweep_overhead",
+    "seconds_per_trial_overhead",
+    "host_mb_per_trial",
+    "speedup_over_plain_sweep",
+)
+
+
+class Bench:
+    """Measures one config. `figures` go to bench.json, where null is what was not measured; `rows` are the table."""
+
+    def __init__(self, config: SweepConfig, folder: Path, say: Callable[[str], None]) -> None:
+        self.config, self.folder, self.say = config, folder, say
+        self.machine: Machine = this_machine()
+        self.allotment: Allotment = allot(config, self.machine, trials=10_000, local=False)
+        self.gpu = self.allotment.gpus > 0
+        self.figures: dict[str, Any] = dict.fromkeys(FIGURES)
+        self.figures["device"] = self.machine.gpu_name if self.gpu else f"CPU, {self.machine.cpus} cores"
+        self.rows: list[tuple[str, str, str]] = []
+
+    def row(self, what: str, figure: str, note: str = "") -> None:
+        self.rows.append((what, figure, note))
+
+    def rendering(self, seconds: float = 1.0) -> None:
+        """One process against two, and against one for each core."""
+        captcha, most = self.config.captcha, max(2, self.machine.cpus)
+        ratios, alone_rates, all_rates = [], [], []
+        with ProcessPoolExecutor(most) as pool:
+
+            def rate(processes: int, count: int) -> float:
+                begin = time.monotonic()
+                list(pool.map(_draw, [captcha] * processes, range(processes), [count] * processes))
+                return processes * count / (time.monotonic() - begin)
+
+            rate(most, 20)  # starts them
+            count = max(20, int(rate(1, 50) * seconds))
+            for _ in range(3):
+                alone_rates.append(rate(1, count))
+                ratios.append(rate(2, count) / alone_rates[-1])
+                all_rates.append(rate(most, count))
+        self.figures["rendering_two_process_speedup"] = statistics.median(ratios)
+        self.row("rendering, one process", images(alone_rates))
+        self.row(f"rendering, {most} processes", images(all_rates), f"two processes are {times(ratios)} of one")
+
+    def trials(self) -> None:
+        """One trial on what a trial gets, its parts and the notebook's way in turns; then several at once."""
+        with ExitStack() as closing:
+            first = self._lane(0, sized(self.config, self.config.training.batch_size, 1, 1))
+            first.call("rate", "bare", 0)
+            rate = first.call("rate", "bare", 1.0)
+            first.close()
+            batch = self.config.training.batch_size
+            steps = max(1, round(rate * EPOCH_SECONDS / batch))
+            self.epoch_images = steps * batch
+            every = math.ceil(self.config.steps_per_epoch / max(1, LOG_POINTS // self.config.training.epochs))
+            epochs = max(1000 // steps, LOG_POINTS * every // steps)  # a point as often as in the config's own trial
+            small = sized(self.config, self.epoch_images, epochs, 1)
+            lanes: list[RunningLane] = []
+            for number in range(self._most_at_once):
+                lanes.append(self._lane(number, small))
+                closing.callback(lanes[-1].close)
+            for lane in lanes:
+                lane.ask("rate", "trial", 0)
+            for lane in lanes:
+                lane.answer()
+            memory = [lane.call("memory") for lane in lanes]
+            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in memory)
+            self._one(lanes[0])
+            self._several(lanes, [device for _, device in memory])
+
+    @property
+    def _most_at_once(self) -> int:
+        return 8 if self.gpu else max(1, int(self.machine.cpus / self.allotment.cpus))
+
+    def _lane(self, number: int, config: Any) -> RunningLane:
+        ensure_pools(config, self.folder / "pools", self.machine.cpus)
+        cpus: tuple[int, ...] = ()
+        if not self.gpu and hasattr(os, "sched_getaffinity"):
+            mine, each = sorted(os.sched_getaffinity(0)), self.allotment.threads
+            cpus = tuple(mine[number * each : (number + 1) * each])
+        folder = self.folder / f"lane-{number}"
+        return RunningLane(Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus))
+
+    def _one(self, lane: RunningLane) -> None:
+        streams = ("bare", "trial", "evaluation", "plain")
+        for stream in ("reading", *streams):
+            lane.call("rate", stream, 0)
+        reading = [lane.call("rate", "reading", 0.5) for _ in range(3)]
+        rounds = [{stream: lane.call("rate", stream, EPOCH_SECONDS) for stream in streams} for _ in range(ROUNDS)]
+        rates = {stream: [each[stream] for each in rounds] for stream in streams}
+        ratios = {
+            key: [each[over] / each[under] for each in rounds]
+            for key, over, under in (
+                ("trial_share_of_limit", "trial", "bare"),
+                ("evaluation_over_training", "evaluation", "trial"),
+                ("speedup_over_notebook", "trial", "plain"),
+            )
+        }
+        self.figures.update({key: statistics.median(values) for key, values in ratios.items()})
+        self.rate = statistics.median(rates["trial"])
+        training = self.config.training.epochs * self.config.steps_per_epoch * self.config.training.batch_size
+        trial_seconds = training / self.rate
+        logging = lane.call("logging", self.config.trial())
+        checkpoint, size = lane.call("checkpoint")
+        self.figures["logging_share"] = logging / trial_seconds
+        self.figures["checkpoint_share"] = checkpoint / 10
+        self.row("reading a pool, batch to the device", images(reading))
+        self.row("the bare step on a batch that is there: the limit", images(rates["bare"]))
+        self.row("a trial's epoch", images(rates["trial"]), f"{times(ratios['trial_share_of_limit'])} of the limit")
+        self.row("the notebook's way", images(rates["plain"]), f"the trial is {times(ratios['speedup_over_notebook'])}")
+        self.row(
+            "evaluation", images(rates["evaluation"]), f"{times(ratios['evaluation_over_training'])} of training's rate"
+        )
+        self.row("TensorBoard logging", f"{logging:.2f} s a trial", f"{logging / trial_seconds:.2%} of its training")
+        cost = f"{1000 * checkpoint:.0f} ms, {size / 1e6:.1f} MB"
+        self.row("checkpoint", cost, f"{checkpoint / 10:.2%} of an epoch of 10 s")
+
+    def _several(self, lanes: Sequence[RunningLane], device_mb: Sequence[float]) -> None:
+        counts = sorted({min(2**power, len(lanes)) for power in range(4)})
+        rounds = [{count: self._at_once(lanes[:count]) for count in counts} for _ in range(ROUNDS)]
+        totals = {count: [each[count] for each in rounds] for count in counts}
+        if 2 in totals:
+            self.figures["two_trials_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
+        host = self.figures["host_mb_per_trial"]
+        for count in counts:
+            ratio = [each[count] / each[1] for each in rounds]
+            memory = f"{count * host:,.0f} MB" + (f", {sum(device_mb[:count]):,.0f} MB on the GPU" if self.gpu else "")
+            self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {memory}")
+        # The fewest that come within 2 % of the most images per second: each more costs memory.
+        best = max(statistics.median(rates) for rates in totals.values())
+        count = next(count for count in counts if statistics.median(totals[count]) >= 0.98 * best)
+        self.figures["recommended_trials_at_once"] = count
+        share = f"gpus: {1 / count:g}" if self.gpu else f"cpus: {self.machine.cpus / count:g}"
+        self.row("recommended", f"{count} at once", f"resources: {{{share}}}")
+
+    def _at_once(self, lanes: Sequence[RunningLane]) -> float:
+        for lane in lanes:
+            lane.ask("rate", "trial", EPOCH_SECONDS)
+        return float(sum(lane.answer() for lane in lanes))
+
+    def sweep(self) -> None:
+        """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
+        epochs = max(1, round(TRIAL_SECONDS * self.rate / (1.1 * self.epoch_images)))
+        slots = min(self.allotment.at_once, TRIALS)
+        config = sized(self.config, self.epoch_images, epochs, max(1, self.epoch_images // 5))
+        ensure_pools(config, self.folder / "pools", self.machine.cpus)
+        wall, root = self._run_sweep(config, TRIALS)
+        with (root / "leaderboard.csv").open() as file:
+            training = sum(float(row["seconds"]) for row in csv.DictReader(file)) / slots
+        self.figures["sweep_overhead"] = wall / training - 1
+        self.figures["seconds_per_trial_overhead"] = (wall - training) / TRIALS
+        self.row(
+            f"a sweep of {TRIALS} trials of {training * slots / TRIALS:.0f} s, {slots} at once",
+            f"{wall:.1f} s",
+            f"{wall / training - 1:.1%} more than training, {(wall - training) / TRIALS:.1f} s a trial",
+        )
+
+    def _run_sweep(self, config: Any, trials: int) -> tuple[float, Path]:
+        """Its wall clock and its folder."""
+        search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
+        tree = load(self.folder / "config.yaml", search).model_dump()
+        tree.update(config.model_dump())
+        (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml)
+        name = f"sweep-{time.monotonic_ns()}"
+        places = ["--output-dir", str(self.folder), "--cache-dir", str(self.folder / "pools"), "--name", name]
+        command = [sys.executable, "-m", "sweep.run", "--config", str(self.folder / "sweep.yaml"), "--quiet", *places]
+        begin = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the sweep ended with exit code {done.returncode}: {done.stderr or done.stdout}")
+        return time.monotonic() - begin, self.folder / name
+
+    def plain_sweep(self) -> None:
+        """A whole sweep, ours and Ray Tune's defaults around the notebook's way; neither has its images yet."""
+        images_each = max(1, PLAIN_IMAGES // 5)
+        config = sized(self.config, images_each, 5, self.config.data.valid_images)
+        done = PLAIN_TRIALS * 5 * images_each
+        ours, _ = self._run_sweep(config, PLAIN_TRIALS)
+        (self.folder / "plain.json").write_text(config.model_dump_json())
+        arguments = [str(self.folder / "plain.json"), str(PLAIN_TRIALS), str(self.allotment.gpus), str(self.folder)]
+        begin = time.monotonic()
+        subprocess.run([sys.executable, "-m", "sweep.plain", *arguments], capture_output=True, check=True)
+        theirs = time.monotonic() - begin
+        self.figures["speedup_over_plain_sweep"] = theirs / ours
+        self.row(
+            f"a sweep of {PLAIN_TRIALS} trials × {5 * images_each:,} images",
+            f"{done / ours:,.0f} images/s",
+            f"{theirs / ours:.2f} × the same written plainly ({done / theirs:,.0f} images/s)",
+        )
+
+
+def _draw(captcha: CaptchaConfig, seed: int, count: int) -> None:
+    for index in range(count):
+        render(captcha, seed, "train", index)
+
+
+def images(rates: Sequence[float]) -> str:
+    return f"{statistics.median(rates):,.0f} images/s"
+
+
+def times(ratios: Sequence[float]) -> str:
+    """Median, and from the least to the most."""
+    return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f} … {max(ratios):.2f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sweep.bench", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--config", type=Path, default=QUICKSTART, help="YAML (default configs/quickstart.yaml)")
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, network.lstm_size=128")
+    add("--sweep", action="store_true", help="also a whole sweep against the same written plainly; takes minutes")
+    add("--output", type=Path, default=Path("bench.json"), metavar="FILE", help="default bench.json")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
+        try:
+            config = load(options.config, parse_settings("--set", options.set))
+            bench = Bench(config, Path(folder), lambda text: console.print(f"[dim]{text}[/]"))
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if not options.output.absolute().parent.is_dir():
+            print(f"--output: {str(options.output)!r} is not allowed: there is no such folder", file=sys.stderr)
+            return 2
+        (Path(folder) / "config.yaml").write_text(config.yaml)
+        steps = [("rendering", bench.rendering), ("trials", bench.trials), ("a small sweep", bench.sweep)]
+        if options.sweep:
+            steps.append(("a whole sweep, ours and plainly written", bench.plain_sweep))
+        try:
+            for name, step in steps:
+                bench.say(f"measuring {name} …")
+                step()
+        except KeyboardInterrupt:
+            print("\ninterrupted: nothing was written", file=sys.stderr)
+            return 130
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
+    replace_file(options.output, (json.dumps(bench.figures, indent=2) + "\n").encode())
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in (f"{options.config.name} on {bench.figures['device']}", "", ""):
+        table.add_column(column)
+    for row in bench.rows:
+        table.add_row(*row)
+    Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+    print(f"\nfigures in {options.output}; ratios are medians (least … most)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""A process on the CPUs or the GPU share that one trial gets, in which `sweep.bench` measures one thing at a time."""
+
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from model import checkpoints, ctc, precision
+from model.alphabet import Alphabet
+from model.config import TrialConfig, override
+from model.data import Data
+from model.evaluation import evaluate
+from model.optimizers import make_optimizer
+from model.training import is_logged, make_network, train
+from sweep import badcases, plain
+from sweep.tensorboard import TrialWriter
+from sweep.trial import picture_epochs
+
+
+@dataclass(frozen=True)
+class Lane:
+    """`folder`: for what is written; `cpus`: those that the process is bound to, none where it can't be bound."""
+
+    config: TrialConfig
+    pools: Path
+    folder: Path
+    threads: int
+    gpu: bool
+    cpus: tuple[int, ...]
+
+
+class RunningLane:
+    def __init__(self, lane: Lane) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(lane, theirs))
+        self._process.start()
+        theirs.close()
+
+    def ask(self, what: str, *arguments: Any) -> None:
+        self._connection.send((what, *arguments))
+
+    def answer(self) -> Any:
+        """Raises RuntimeError for what went wrong in the process."""
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("a measured process was lost: perhaps memory was short") from None
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{type(answer).__name__}: {answer}")
+        return answer
+
+    def call(self, what: str, *arguments: Any) -> Any:
+        self.ask(what, *arguments)
+        return self.answer()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(lane: Lane, connection: Connection) -> None:
+    """Answers until the other end closes. Ctrl-C is the caller's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if lane.cpus:
+        os.sched_setaffinity(0, lane.cpus)
+    measures = Measures(lane)
+    while True:
+        try:
+            what, *arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(getattr(measures, what)(*arguments))
+        except Exception as error:
+            connection.send(error)
+
+
+class Measures:
+    """Each method is a question that a lane answers."""
+
+    def __init__(self, lane: Lane) -> None:
+        torch.set_num_threads(lane.threads)
+        self.lane, self.config = lane, lane.config
+        self.device = torch.device("cuda" if lane.gpu else "cpu")
+        self.numeric = precision.resolve(self.config.training.precision, self.device)
+        self.data = Data(self.config, lane.pools, self.device)
+        self._streams: dict[str, Iterator[int]] = {}
+
+    def rate(self, stream: str, seconds: float) -> float:
+        """Images per second of a stream, over at least that time and one of its steps."""
+        images = self._streams.setdefault(stream, getattr(self, f"_{stream}")())
+        begin, done = self._now(), 0
+        while True:
+            done += next(images)
+            if (passed := self._now() - begin) >= seconds:
+                return done / passed
+
+    def _now(self) -> float:
+        if self.lane.gpu:
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+    def _bare(self) -> Iterator[int]:
+        """The limit: forward, loss, backward, step on one batch that is there."""
+        network = make_network(self.config, self.device).train()
+        optimizer = make_optimizer(network.parameters(), self.config.optimizer)
+        images, labels = (part.clone() for part in next(self.data.train_batches(1)))
+        while True:
+            with precision.autocast(self.device, self.numeric):
+                logits = network(images)
+            loss = ctc.ctc_loss(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield len(images)
+
+    def _trial(self) -> Iterator[int]:
+        """A real trial's epochs: data, augmentation, logging, scores."""
+        writer = TrialWriter(self.lane.folder)
+        for _ in train(self.config, make_network(self.config, self.device), self.data, writer.log):
+            yield self.config.steps_per_epoch * self.config.training.batch_size
+        raise RuntimeError("the measured trial has ended")
+
+    def _plain(self) -> Iterator[int]:
+        for _ in plain.epochs(self.config, self.device, workers=1):
+            yield self.config.data.train_images
+
+    def _evaluation(self) -> Iterator[int]:
+        """Over the training images: the validation set is kept small here."""
+        network = make_network(self.config, self.device)
+        assert self.data.train is not None
+        images, labels = self.data.train
+        while True:
+            batches = zip(images.split(500), labels.split(500), strict=True)
+            evaluate(network, ((some.to(self.device), truth) for some, truth in batches), self.numeric)
+            yield len(images)
+
+    def _reading(self) -> Iterator[int]:
+        """Batches from the pool to the device, and nothing done with them."""
+        epoch = 0
+        while True:
+            epoch += 1
+            for images, _ in self.data.train_batches(epoch):
+                yield len(images)
+
+    def logging(self, whole: TrialConfig) -> float:
+        """Seconds for all that one trial of the config `whole` writes for TensorBoard."""
+        epochs, steps = whole.training.epochs, whole.steps_per_epoch
+        points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
+        pictures = 3 * len(picture_epochs(epochs))  # training set, validation set, and the best epoch before each
+        writer = TrialWriter(self.lane.folder / "logging")
+        network = make_network(self.config, self.device)
+        scores, samples = evaluate(network, self.data.valid_batches(), self.numeric)
+        images = self.data.valid[0][samples.rows.to(self.data.valid[0].device)].cpu()
+        alphabet = Alphabet(self.config.captcha.characters)
+        values = {f"train/{name}": 0.5 for name in ("loss", "acc", "error_rate", "lr")}
+        once = seconds(lambda _: writer.begin("0000", {}, self.config, "captcha:\n" * 80), times=1)
+        step = seconds(lambda number: writer.log(number, values), times=200)
+        epoch = seconds(lambda number: writer.epoch(number, scores, scores, 0.5), times=50)
+        picture = seconds(
+            lambda number: writer.image("valid/badcase", badcases.draw(images, samples, alphabet), number), times=7
+        )
+        return once + points * step + epochs * epoch + pictures * picture
+
+    def checkpoint(self) -> tuple[float, int]:
+        """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""
+        network = make_network(self.config, self.device)
+        trained = train(self.config, network, self.data)
+        epoch = next(trained)
+        described = {"config": self.config.model_dump(mode="json"), "scores": asdict(epoch.valid)}
+        files = [
+            (self.lane.folder / "epoch.pt", epoch.state),
+            (self.lane.folder / "best.pt", {**described, "network": epoch.state["network"]}),
+        ]
+
+        def save(number: int) -> None:
+            for path, state in files:
+                checkpoints.save(path, state)
+
+        taken = seconds(save, times=7)
+        return taken, sum(path.stat().st_size for path, _ in files)
+
+    def memory(self) -> tuple[float, float]:
+        """Megabytes of this process's own, on the host (what it maps with others, pools and libraries, is not its own)
+        and on the device."""
+        device = torch.cuda.max_memory_reserved() if self.lane.gpu else 0
+        return psutil.Process().memory_full_info().uss / 1e6, device / 1e6
+
+
+def seconds(action: Callable[[int], Any], times: int) -> float:
+    """The median of some calls."""
+    taken = []
+    for number in range(1, times + 1):
+        begin = time.monotonic()
+        action(number)
+        taken.append(time.monotonic() - begin)
+    return statistics.median(taken)
+
+
+def sized(config: TrialConfig, images: int, epochs: int, valid_images: int) -> TrialConfig:
+    """The same trial on a pool of so many images."""
+    sizes = {"data.source": "pool", "data.train_images": images, "data.valid_images": valid_images}
+    return TrialConfig.model_validate(override(config.model_dump(), {**sizes, "training.epochs": epochs}))

@@ -1,0 +1,80 @@
+"""The benchmark runs, tells what it promises, and its baseline is the same task."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model import ctc
+from model.alphabet import Alphabet
+from model.config import TrialConfig, override
+from sweep import bench, plain
+from tests.processes import TINY
+
+KEYS = {
+    "trial_share_of_limit", "logging_share", "checkpoint_share", "speedup_over_notebook", "two_trials_speedup",
+    "evaluation_over_training", "rendering_two_process_speedup", "sweep_overhead", "speedup_over_plain_sweep",
+    "seconds_per_trial_overhead", "host_mb_per_trial", "device",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_sweep", [False, True])
+def test_the_benchmark_prints_a_table_and_writes_every_figure(
+    with_sweep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "EPOCH_SECONDS", 0.2)
+    monkeypatch.setattr(bench, "ROUNDS", 2)
+    monkeypatch.setattr(bench, "TRIAL_SECONDS", 1.0)
+    monkeypatch.setattr(bench, "PLAIN_IMAGES", 320)
+    sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    output = tmp_path / "bench.json"
+    assert bench.main([*sets, "--output", str(output), *["--sweep"] * with_sweep]) == 0
+    figures = json.loads(output.read_text())
+    assert set(figures) >= KEYS
+    assert isinstance(figures["device"], str)
+    none = {key for key, value in figures.items() if value is None}
+    assert none == (set() if with_sweep else {"speedup_over_plain_sweep"})
+    for key in KEYS - {"device"} - none:
+        assert math.isfinite(figures[key])
+        assert figures[key] > 0
+    printed = capsys.readouterr().out
+    for part in ("rendering", "the limit", "the notebook's way", "at once", "resources: {cpus:", "a sweep of 4 trials"):
+        assert part in printed
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--set", "optimizer.lr=-1"], "optimizer.lr"),
+        (["--output", "/nowhere/bench.json"], "--output"),
+    ],
+)
+def test_bad_input_is_answered_before_anything_is_measured(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert named in printed.err
+    assert printed.out == ""
+
+
+def test_the_notebooks_way_reads_and_weighs_as_ours_does() -> None:
+    config = TrialConfig.model_validate(override({}, TINY))
+    captchas = plain.FreshCaptchas(config, 8)
+    images, labels, time_steps, lengths = (list(parts) for parts in zip(*(captchas[i] for i in range(8)), strict=True))
+    network = plain.make_network(config, torch.device("cpu"))
+    logits, truths = network(torch.stack(images)), torch.stack(labels)
+    theirs = F.ctc_loss(logits.log_softmax(2), truths, torch.tensor(time_steps), torch.tensor(lengths))
+    assert theirs.item() == pytest.approx(ctc.ctc_loss(logits, truths.to(torch.uint8)).item(), rel=1e-5)
+    logits = torch.randn(8, 50, 5, generator=torch.Generator().manual_seed(0))
+    readings = ctc.greedy_decode(logits)
+    alphabet = Alphabet("0123")
+    for path, reading in zip(logits.argmax(2).T, readings.tolist(), strict=True):
+        assert plain.decode(path, "0123") == alphabet.decode(reading)
+    assert plain.accuracy(logits, readings, "0123") == 1
