@@ -72,7 +72,7 @@ class Data:
                 # From pinned memory a batch travels while the device still trains on the last one.
                 yield images.pin_memory() if images.device != self.device else images, labels
 
-    def valid_batches(self, size: int = 500) -> Iterator[Batch]:
+    def valid_batches(self, size: int = 128) -> Iterator[Batch]:
         images, labels = self.valid
         for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
             yield some_images.to(self.device), some_labels

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,6 +130,8 @@ def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Prog
 
     Two sweeps that start at once render once: the second waits for the lock and finds the files.
     """
+    # In a script without `if __name__ == "__main__"` each new process would come here again, and wait for the lock.
+    spawn._check_not_importing_main()  # type: ignore[attr-defined]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "render.lock"):
         missing = [spec for spec in pool_specs(config).values() if open_pool(spec, folder, whole=True) is None]

@@ -1,5 +1,8 @@
 """The images a network reads worst, as one picture: the truth, the reading with wrong characters in red, the loss."""
 
+from itertools import groupby
+from operator import itemgetter
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
@@ -31,9 +34,10 @@ def draw(images: Tensor, samples: Samples, alphabet: Alphabet) -> np.ndarray:
         pen.text((left, line), f"true: {true}", "black", font)
         pen.text((left, line + 16), "pred: ", "black", font)
         x = left + pen.textlength("pred: ", font)
-        for character, is_right in marked(read, true):
-            pen.text((x, line + 16), character, _RIGHT if is_right else _WRONG, font)
-            x += pen.textlength(character, font)
+        for is_right, run in groupby(marked(read, true), key=itemgetter(1)):
+            characters = "".join(character for character, _ in run)
+            pen.text((x, line + 16), characters, _RIGHT if is_right else _WRONG, font)
+            x += pen.textlength(characters, font)
         pen.text((left, line + 32), f"loss: {float(samples.losses[place]):.3f}", "grey", font)
     return np.asarray(canvas)
 

@@ -32,6 +32,7 @@ from sweep.config import ConfigError, SweepConfig, load, parse_settings
 from sweep.lane import Lane, RunningLane, sized
 from sweep.resources import Allotment, Machine, allot, this_machine
 from sweep.run import QUICKSTART
+from sweep.tensorboard import lifetime
 
 EPOCH_SECONDS = 1.5  # an epoch here; a real one may take hours
 ROUNDS = 5
@@ -58,7 +59,7 @@ class Bench:
     """Measures one config. `figures` go to bench.json, where null is what was not measured; `rows` are the table."""
 
     def __init__(self, config: SweepConfig, folder: Path, say: Callable[[str], None]) -> None:
-        self.config, self.folder, self.say = config, folder, say
+        self.config, self.trial, self.folder, self.say = config, config.trial(), folder, say
         self.machine: Machine = this_machine()
         self.allotment: Allotment = allot(config, self.machine, trials=10_000, local=False)
         self.gpu = self.allotment.gpus > 0
@@ -71,29 +72,28 @@ class Bench:
 
     def rendering(self, seconds: float = 1.0) -> None:
         """One process against two, and against one for each core."""
-        captcha, most = self.config.captcha, max(2, self.machine.cpus)
-        ratios, alone_rates, all_rates = [], [], []
-        with ProcessPoolExecutor(most) as pool:
+        captcha, counts = self.config.captcha, sorted({1, 2, self.machine.cpus})
+        with ProcessPoolExecutor(counts[-1]) as pool:
 
             def rate(processes: int, count: int) -> float:
                 begin = time.monotonic()
                 list(pool.map(_draw, [captcha] * processes, range(processes), [count] * processes))
                 return processes * count / (time.monotonic() - begin)
 
-            rate(most, 20)  # starts them
-            count = max(20, int(rate(1, 50) * seconds))
-            for _ in range(3):
-                alone_rates.append(rate(1, count))
-                ratios.append(rate(2, count) / alone_rates[-1])
-                all_rates.append(rate(most, count))
-        self.figures["rendering_two_process_speedup"] = statistics.median(ratios)
-        self.row("rendering, one process", images(alone_rates))
-        self.row(f"rendering, {most} processes", images(all_rates), f"two processes are {times(ratios)} of one")
+            rate(counts[-1], 20)  # starts them
+            each = max(20, int(rate(1, 50) * seconds))
+            rounds = [{count: rate(count, each) for count in counts} for _ in range(3)]
+        for count in counts:
+            ratios = [each[count] / each[1] for each in rounds]
+            self.row(
+                f"rendering, processes: {count}", images([each[count] for each in rounds]), f"{times(ratios)} of one"
+            )
+        self.figures["rendering_two_process_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
 
     def trials(self) -> None:
         """One trial on what a trial gets, its parts and the notebook's way in turns; then several at once."""
         with ExitStack() as closing:
-            first = self._lane(0, sized(self.config, self.config.training.batch_size, 1, 1))
+            first = self._lane(0, sized(self.trial, self.config.training.batch_size, 1, 1))
             first.call("rate", "bare", 0)
             rate = first.call("rate", "bare", 1.0)
             first.close()
@@ -101,8 +101,8 @@ class Bench:
             steps = max(1, round(rate * EPOCH_SECONDS / batch))
             self.epoch_images = steps * batch
             every = math.ceil(self.config.steps_per_epoch / max(1, LOG_POINTS // self.config.training.epochs))
-            epochs = max(1000 // steps, LOG_POINTS * every // steps)  # a point as often as in the config's own trial
-            small = sized(self.config, self.epoch_images, epochs, 1)
+            epochs = max(1, LOG_POINTS * every // steps)  # a point as often as in the config's own trial
+            small = sized(self.trial, self.epoch_images, epochs, 1)
             lanes: list[RunningLane] = []
             for number in range(self._most_at_once):
                 lanes.append(self._lane(number, small))
@@ -134,7 +134,7 @@ class Bench:
         for stream in ("reading", *streams):
             lane.call("rate", stream, 0)
         reading = [lane.call("rate", "reading", 0.5) for _ in range(3)]
-        rounds = [{stream: lane.call("rate", stream, EPOCH_SECONDS) for stream in streams} for _ in range(ROUNDS)]
+        rounds = [{stream: lane.call("rate", stream, 0.7 * EPOCH_SECONDS) for stream in streams} for _ in range(ROUNDS)]
         rates = {stream: [each[stream] for each in rounds] for stream in streams}
         ratios = {
             key: [each[over] / each[under] for each in rounds]
@@ -146,9 +146,10 @@ class Bench:
         }
         self.figures.update({key: statistics.median(values) for key, values in ratios.items()})
         self.rate = statistics.median(rates["trial"])
-        training = self.config.training.epochs * self.config.steps_per_epoch * self.config.training.batch_size
-        trial_seconds = training / self.rate
-        logging = lane.call("logging", self.config.trial())
+        epoch = self.config.steps_per_epoch * self.config.training.batch_size / self.rate
+        epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
+        trial_seconds = self.config.training.epochs * epoch
+        logging = lane.call("logging", self.trial)
         checkpoint, size = lane.call("checkpoint")
         self.figures["logging_share"] = logging / trial_seconds
         self.figures["checkpoint_share"] = checkpoint / 10
@@ -159,7 +160,7 @@ class Bench:
         self.row(
             "evaluation", images(rates["evaluation"]), f"{times(ratios['evaluation_over_training'])} of training's rate"
         )
-        self.row("TensorBoard logging", f"{logging:.2f} s a trial", f"{logging / trial_seconds:.2%} of its training")
+        self.row("TensorBoard logging", f"{logging:.2f} s a trial", f"{logging / trial_seconds:.2%} of its time")
         cost = f"{1000 * checkpoint:.0f} ms, {size / 1e6:.1f} MB"
         self.row("checkpoint", cost, f"{checkpoint / 10:.2%} of an epoch of 10 s")
 
@@ -183,24 +184,27 @@ class Bench:
 
     def _at_once(self, lanes: Sequence[RunningLane]) -> float:
         for lane in lanes:
-            lane.ask("rate", "trial", EPOCH_SECONDS)
+            lane.ask("rate", "trial", 0.7 * EPOCH_SECONDS)
         return float(sum(lane.answer() for lane in lanes))
 
     def sweep(self) -> None:
         """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
         epochs = max(1, round(TRIAL_SECONDS * self.rate / (1.1 * self.epoch_images)))
         slots = min(self.allotment.at_once, TRIALS)
-        config = sized(self.config, self.epoch_images, epochs, max(1, self.epoch_images // 5))
+        config = sized(self.trial, self.epoch_images, epochs, max(1, self.epoch_images // 5))
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
         wall, root = self._run_sweep(config, TRIALS)
         with (root / "leaderboard.csv").open() as file:
             training = sum(float(row["seconds"]) for row in csv.DictReader(file)) / slots
+        lifetimes = [lifetime(logs) for logs in (root / "tensorboard").iterdir() if logs.name != "_sweep"]
+        busy = max(end for _, end in lifetimes) - min(start for start, _ in lifetimes)
         self.figures["sweep_overhead"] = wall / training - 1
-        self.figures["seconds_per_trial_overhead"] = (wall - training) / TRIALS
+        self.figures["seconds_per_trial_overhead"] = (busy - training) * slots / TRIALS
         self.row(
             f"a sweep of {TRIALS} trials of {training * slots / TRIALS:.0f} s, {slots} at once",
             f"{wall:.1f} s",
-            f"{wall / training - 1:.1%} more than training, {(wall - training) / TRIALS:.1f} s a trial",
+            f"{wall / training - 1:.1%} more than its training: {wall - busy:.1f} s until the first trial and after "
+            f"the last, {(busy - training) * slots / TRIALS:.1f} s a trial",
         )
 
     def _run_sweep(self, config: Any, trials: int) -> tuple[float, Path]:
@@ -221,7 +225,7 @@ class Bench:
     def plain_sweep(self) -> None:
         """A whole sweep, ours and Ray Tune's defaults around the notebook's way; neither has its images yet."""
         images_each = max(1, PLAIN_IMAGES // 5)
-        config = sized(self.config, images_each, 5, self.config.data.valid_images)
+        config = sized(self.trial, images_each, 5, self.config.data.valid_images)
         done = PLAIN_TRIALS * 5 * images_each
         ours, _ = self._run_sweep(config, PLAIN_TRIALS)
         (self.folder / "plain.json").write_text(config.model_dump_json())
@@ -263,7 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
         try:
             config = load(options.config, parse_settings("--set", options.set))
-            bench = Bench(config, Path(folder), lambda text: console.print(f"[dim]{text}[/]"))
+            bench = Bench(
+                config,
+                Path(folder),
+                lambda text: console.print(f"[dim]{text}[/]"),
+            )
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2

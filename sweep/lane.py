@@ -128,13 +128,17 @@ class Measures:
     def _trial(self) -> Iterator[int]:
         """A real trial's epochs: data, augmentation, logging, scores."""
         writer = TrialWriter(self.lane.folder)
-        for _ in train(self.config, make_network(self.config, self.device), self.data, writer.log):
-            yield self.config.steps_per_epoch * self.config.training.batch_size
-        raise RuntimeError("the measured trial has ended")
+        while True:
+            for _ in train(self.config, make_network(self.config, self.device), self.data, writer.log):
+                yield self.config.steps_per_epoch * self.config.training.batch_size
+            writer.rewind({"": 0})
 
     def _plain(self) -> Iterator[int]:
-        for _ in plain.epochs(self.config, self.device, workers=1):
-            yield self.config.data.train_images
+        """Shorter epochs, for it is much slower."""
+        batch = self.config.training.batch_size
+        shorter = sized(self.config, max(batch, self.config.data.train_images // 4), 1, 1)
+        for _ in plain.epochs(shorter, self.device, workers=1):
+            yield shorter.data.train_images
 
     def _evaluation(self) -> Iterator[int]:
         """Over the training images: the validation set is kept small here."""
@@ -142,7 +146,7 @@ class Measures:
         assert self.data.train is not None
         images, labels = self.data.train
         while True:
-            batches = zip(images.split(500), labels.split(500), strict=True)
+            batches = zip(images.split(128), labels.split(128), strict=True)
             evaluate(network, ((some.to(self.device), truth) for some, truth in batches), self.numeric)
             yield len(images)
 
@@ -161,8 +165,9 @@ class Measures:
         pictures = 3 * len(picture_epochs(epochs))  # training set, validation set, and the best epoch before each
         writer = TrialWriter(self.lane.folder / "logging")
         network = make_network(self.config, self.device)
-        scores, samples = evaluate(network, self.data.valid_batches(), self.numeric)
-        images = self.data.valid[0][samples.rows.to(self.data.valid[0].device)].cpu()
+        shown, labels = next(self.data.train_batches(1))
+        scores, samples = evaluate(network, [(shown, labels)], self.numeric)
+        images = shown.cpu()[samples.rows]
         alphabet = Alphabet(self.config.captcha.characters)
         values = {f"train/{name}": 0.5 for name in ("loss", "acc", "error_rate", "lr")}
         once = seconds(lambda _: writer.begin("0000", {}, self.config, "captcha:\n" * 80), times=1)

@@ -269,4 +269,5 @@ def megabytes(count: int) -> str:
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
-    sys.exit(code)
+    sys.stdout.flush()
+    os._exit(code)  # torch and Ray would take a second to tidy up what the system takes back anyway
