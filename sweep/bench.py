@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.captchas import render
-from model.config import CaptchaConfig
+from model.config import CaptchaConfig, TrialConfig
 from model.files import replace_file
 from model.pools import ensure_pools
 from model.training import LOG_POINTS
@@ -32,10 +32,11 @@ from sweep.config import ConfigError, SweepConfig, load, parse_settings
 from sweep.lane import Lane, RunningLane, sized
 from sweep.resources import Allotment, Machine, allot, this_machine
 from sweep.run import QUICKSTART
+from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
 
 EPOCH_SECONDS = 1.5  # an epoch here; a real one may take hours
-ROUNDS = 5
+ROUNDS = 7
 TRIALS, TRIAL_SECONDS = 4, 30.0  # of the small sweep
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 
@@ -93,34 +94,34 @@ class Bench:
     def trials(self) -> None:
         """One trial on what a trial gets, its parts and the notebook's way in turns; then several at once."""
         with ExitStack() as closing:
-            first = self._lane(0, sized(self.trial, self.config.training.batch_size, 1, 1))
-            first.call("rate", "bare", 0)
-            rate = first.call("rate", "bare", 1.0)
-            first.close()
-            batch = self.config.training.batch_size
-            steps = max(1, round(rate * EPOCH_SECONDS / batch))
-            self.epoch_images = steps * batch
-            every = math.ceil(self.config.steps_per_epoch / max(1, LOG_POINTS // self.config.training.epochs))
-            epochs = max(1, LOG_POINTS * every // steps)  # a point as often as in the config's own trial
-            small = sized(self.trial, self.epoch_images, epochs, 1)
-            lanes: list[RunningLane] = []
+            lanes = []
             for number in range(self._most_at_once):
-                lanes.append(self._lane(number, small))
+                lanes.append(self._lane(number, sized(self.trial, self.trial.training.batch_size, 1, 1)))
                 closing.callback(lanes[-1].close)
-            for lane in lanes:
-                lane.ask("rate", "trial", 0)
-            for lane in lanes:
-                lane.answer()
-            memory = [lane.call("memory") for lane in lanes]
-            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in memory)
+            small = self._small(lanes[0])
+            ensure_pools(small, self.folder / "pools", self.machine.cpus)
+            for what, *arguments in (("use", small), ("rate", "trial", 0), ("memory",)):
+                for lane in lanes:
+                    lane.ask(what, *arguments)
+                answers = [lane.answer() for lane in lanes]
+            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in answers)
             self._one(lanes[0])
-            self._several(lanes, [device for _, device in memory])
+            self._several(lanes, [device for _, device in answers])
+
+    def _small(self, lane: RunningLane) -> TrialConfig:
+        """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
+        lane.call("rate", "bare", 0)
+        batch = self.trial.training.batch_size
+        steps = max(1, round(lane.call("rate", "bare", 1.0) * EPOCH_SECONDS / batch))
+        every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
+        self.epoch_images = steps * batch
+        return sized(self.trial, self.epoch_images, max(1, LOG_POINTS * every // steps), 1)
 
     @property
     def _most_at_once(self) -> int:
         return 8 if self.gpu else max(1, int(self.machine.cpus / self.allotment.cpus))
 
-    def _lane(self, number: int, config: Any) -> RunningLane:
+    def _lane(self, number: int, config: TrialConfig) -> RunningLane:
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
         cpus: tuple[int, ...] = ()
         if not self.gpu and hasattr(os, "sched_getaffinity"):
@@ -130,11 +131,12 @@ class Bench:
         return RunningLane(Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus))
 
     def _one(self, lane: RunningLane) -> None:
-        streams = ("bare", "trial", "evaluation", "plain")
+        enough = 0.7 * EPOCH_SECONDS  # so that an epoch that was a little faster is not followed by another
+        streams = {"bare": enough, "trial": enough, "evaluation": 0.0, "plain": 0.0}
         for stream in ("reading", *streams):
             lane.call("rate", stream, 0)
         reading = [lane.call("rate", "reading", 0.5) for _ in range(3)]
-        rounds = [{stream: lane.call("rate", stream, 0.7 * EPOCH_SECONDS) for stream in streams} for _ in range(ROUNDS)]
+        rounds = [{name: lane.call("rate", name, least) for name, least in streams.items()} for _ in range(ROUNDS)]
         rates = {stream: [each[stream] for each in rounds] for stream in streams}
         ratios = {
             key: [each[over] / each[under] for each in rounds]
@@ -149,7 +151,9 @@ class Bench:
         epoch = self.config.steps_per_epoch * self.config.training.batch_size / self.rate
         epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
         trial_seconds = self.config.training.epochs * epoch
-        logging = lane.call("logging", self.trial)
+        graph, each = lane.call("logging", self.trial)
+        trials = trial_count(self.config.search)
+        logging = each + graph * min(1.0, self.allotment.at_once / trials)  # traced once in each process
         checkpoint, size = lane.call("checkpoint")
         self.figures["logging_share"] = logging / trial_seconds
         self.figures["checkpoint_share"] = checkpoint / 10
@@ -207,7 +211,7 @@ class Bench:
             f"the last, {(busy - training) * slots / TRIALS:.1f} s a trial",
         )
 
-    def _run_sweep(self, config: Any, trials: int) -> tuple[float, Path]:
+    def _run_sweep(self, config: TrialConfig, trials: int) -> tuple[float, Path]:
         """Its wall clock and its folder."""
         search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
         tree = load(self.folder / "config.yaml", search).model_dump()

@@ -91,10 +91,14 @@ class Measures:
 
     def __init__(self, lane: Lane) -> None:
         torch.set_num_threads(lane.threads)
-        self.lane, self.config = lane, lane.config
+        self.lane = lane
         self.device = torch.device("cuda" if lane.gpu else "cpu")
-        self.numeric = precision.resolve(self.config.training.precision, self.device)
-        self.data = Data(self.config, lane.pools, self.device)
+        self.use(lane.config)
+
+    def use(self, config: TrialConfig) -> None:
+        self.config = config
+        self.numeric = precision.resolve(config.training.precision, self.device)
+        self.data = Data(config, self.lane.pools, self.device)
         self._streams: dict[str, Iterator[int]] = {}
 
     def rate(self, stream: str, seconds: float) -> float:
@@ -158,8 +162,9 @@ class Measures:
             for images, _ in self.data.train_batches(epoch):
                 yield len(images)
 
-    def logging(self, whole: TrialConfig) -> float:
-        """Seconds for all that one trial of the config `whole` writes for TensorBoard."""
+    def logging(self, whole: TrialConfig) -> tuple[float, float]:
+        """Seconds for the graph, which a process traces once for all its trials, and for all else that a trial of the
+        config `whole` writes for TensorBoard."""
         epochs, steps = whole.training.epochs, whole.steps_per_epoch
         points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
         pictures = 3 * len(picture_epochs(epochs))  # training set, validation set, and the best epoch before each
@@ -176,7 +181,7 @@ class Measures:
         picture = seconds(
             lambda number: writer.image("valid/badcase", badcases.draw(images, samples, alphabet), number), times=7
         )
-        return once + points * step + epochs * epoch + pictures * picture
+        return once, points * step + epochs * epoch + pictures * picture
 
     def checkpoint(self) -> tuple[float, int]:
         """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""

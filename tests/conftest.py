@@ -48,14 +48,19 @@ def sweep(cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture
-def arguments(cache: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    def make(name: str, **settings: Any) -> list[str]:
+@pytest.fixture(scope="session")
+def arguments_in(cache: Path) -> Callable[..., list[str]]:
+    def make(outputs: Path, name: str, **settings: Any) -> list[str]:
         values = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
         sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-        return ["--name", name, "--output-dir", str(tmp_path), "--cache-dir", str(cache), *sets]
+        return ["--name", name, "--output-dir", str(outputs), "--cache-dir", str(cache), *sets]
 
     return make
+
+
+@pytest.fixture
+def arguments(arguments_in: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    return lambda name, **settings: arguments_in(tmp_path, name, **settings)
 
 
 @pytest.fixture

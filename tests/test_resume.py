@@ -91,6 +91,7 @@ def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_
     assert_curves_without_scars(root)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
     sweep = start("r", training__epochs=6)
@@ -119,6 +120,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "sweep.log"}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_trial_one_epoch_and_the_others_nothing(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
     sweep = start("r", "--verbose", training__epochs=6, search__early_stopping="none", search__trials=3)
@@ -132,6 +134,7 @@ def test_a_killed_worker_costs_its_trial_one_epoch_and_the_others_nothing(start:
     assert_curves_without_scars(root)
 
 
+@pytest.mark.slow
 def test_a_trial_that_loses_its_process_too_often_is_failed_and_the_others_complete(
     start: Start, tmp_path: Path
 ) -> None:
@@ -161,8 +164,22 @@ def sigterm(sweep: Sweep) -> None:
     sweep.process.terminate()
 
 
-@pytest.mark.parametrize("mode", ["--local", "--verbose"], ids=["local", "Ray"])
-@pytest.mark.parametrize("interrupt", [ctrl_c, ctrl_c_twice, sigterm])
+@pytest.mark.parametrize(
+    ("mode", "interrupt"),
+    [
+        pytest.param("--local", ctrl_c, id="local-ctrl_c"),
+        *(
+            pytest.param(mode, interrupt, marks=pytest.mark.slow, id=f"{name}-{interrupt.__name__}")
+            for name, mode, interrupt in (
+                ("local", "--local", ctrl_c_twice),
+                ("local", "--local", sigterm),
+                ("Ray", "--verbose", ctrl_c),
+                ("Ray", "--verbose", ctrl_c_twice),
+                ("Ray", "--verbose", sigterm),
+            )
+        ),
+    ],
+)
 def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     start: Start, tmp_path: Path, mode: str, interrupt: Callable[[Sweep], None]
 ) -> None:
@@ -189,6 +206,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     assert_curves_without_scars(root)
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_long_epoch(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
     long = {"data__source": "stream", "data__train_images": 100_000, "training__epochs": 2, "search__trials": 2}
@@ -232,12 +250,22 @@ def cut_short(local: StartLocal, root: Path) -> Path:
 
 
 WHOLE = {"search__trials": 2, "training__epochs": 5, "search__early_stopping": "none"}
-DAMAGES = ["truncated", "flipped", "both", "trial folder", "event files", "half a record", "pools", "half a pool"]
+SLOW_DAMAGES = ["flipped", "both", "trial folder", "event files", "half a record", "pools", "half a pool"]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_was_damaged_meanwhile_is_made_again(local: StartLocal, tmp_path: Path, cache: Path, damage: str) -> None:
-    assert local("whole", **WHOLE).wait()[0] == 0
+@pytest.fixture(scope="module")
+def whole(arguments_in: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local sweep that nothing happened to."""
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = LocalSweep(folder / "whole.txt", *arguments_in(folder, "whole", **WHOLE))
+    assert sweep.wait()[0] == 0
+    return folder / "whole"
+
+
+@pytest.mark.parametrize("damage", ["truncated", *(pytest.param(d, marks=pytest.mark.slow) for d in SLOW_DAMAGES)])
+def test_what_was_damaged_meanwhile_is_made_again(
+    local: StartLocal, whole: Path, tmp_path: Path, cache: Path, damage: str
+) -> None:
     root = tmp_path / "r"
     folder = cut_short(local, root)
     older, newest = sorted(folder.glob("epoch_*.pt"))[-2:]
@@ -272,8 +300,8 @@ def test_what_was_damaged_meanwhile_is_made_again(local: StartLocal, tmp_path: P
         assert "started again" in printed
     elif "pool" in damage:
         assert "rendering" in printed
-    assert decided(root) == decided(tmp_path / "whole")
-    assert curves(root) == curves(tmp_path / "whole")
+    assert decided(root) == decided(whole)
+    assert curves(root) == curves(whole)
     assert [point.step for point in runs(root)["_sweep"].Scalars("sweep/best_error_rate")] == [1, 2]
     assert not list(cache.glob(".*"))
 
@@ -340,6 +368,7 @@ def test_out_of_memory_fails_the_trial_that_asks_for_too_much_after_one_more_try
     assert tried < min(completed) < max(completed) < failed
 
 
+@pytest.mark.slow
 def test_a_nan_loss_ends_its_trial_also_after_a_resume(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
     settings = {
@@ -367,6 +396,7 @@ def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) 
     wait_for(lambda: not [child for child in children if child.is_running()], seconds=10)
 
 
+@pytest.mark.slow
 def test_a_killed_rendering_process_ends_the_sweep_with_a_sentence_and_it_goes_on(tmp_path: Path) -> None:
     few = ["data.train_images=4000", "training.epochs=1", "search.trials=1", "search.early_stopping=none"]
     sets = [part for value in few for part in ("--set", value)]
