@@ -29,13 +29,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class Samples:
-    """Some images of a set, on the CPU, by descending loss: rows (n,) in the set, labels and readings (n, ·), and
-    each image's own CTC loss (n,)."""
+    """Images of a set, on the CPU, by descending loss: rows (n,) in the set, labels and readings (n, ·), and each
+    image's own CTC loss (n,)."""
 
     rows: Tensor
     labels: Tensor
     decoded: Tensor
     losses: Tensor
+
+    def worst(self, count: int = 16) -> "Samples":
+        return Samples(self.rows[:count], self.labels[:count], self.decoded[:count], self.losses[:count])
+
+    def in_order(self) -> "Samples":
+        """Of a whole set: row by row."""
+        order = self.rows.argsort()
+        return Samples(self.rows[order], self.labels[order], self.decoded[order], self.losses[order])
 
 
 def score(losses: Tensor, decoded: Tensor, labels: Tensor) -> Scores:
@@ -50,14 +58,14 @@ def loss_and_accuracy(losses: Tensor, decoded: Tensor, labels: Tensor) -> tuple[
     return float(ctc.mean_per_character(losses.double(), labels)), float(accuracy)
 
 
-def worst(losses: Tensor, decoded: Tensor, labels: Tensor, count: int = 16) -> Samples:
-    order = losses.argsort(descending=True, stable=True)[:count]
+def by_loss(losses: Tensor, decoded: Tensor, labels: Tensor) -> Samples:
+    order = losses.argsort(descending=True, stable=True)
     return Samples(order, labels[order], decoded[order], losses[order])
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[Scores, Samples]:
-    """Leaves the network in evaluation mode."""
+    """All images, with their scores. Leaves the network in evaluation mode."""
     network.eval()
     losses, readings, truths = [], [], []
     for images, labels in batches:
@@ -67,4 +75,4 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preci
         readings.append(ctc.greedy_decode(logits))
         truths.append(labels)
     result = (torch.cat(losses).cpu(), torch.cat(readings).cpu(), torch.cat(truths))
-    return score(*result), worst(*result)
+    return score(*result), by_loss(*result)

@@ -12,7 +12,7 @@ from model import ctc, precision
 from model.config import TrialConfig
 from model.crnn import CRNN
 from model.data import Data
-from model.evaluation import Samples, Scores, evaluate, loss_and_accuracy, score, worst
+from model.evaluation import Samples, Scores, by_loss, evaluate, loss_and_accuracy, score
 from model.optimizers import make_optimizer
 from model.schedules import factor
 
@@ -36,9 +36,9 @@ class Epoch:
     best: bool
     best_number: int
     best_valid: Scores
-    train_worst: Samples
+    train_worst: Samples  # of the last batch
     train_worst_images: Tensor
-    valid_worst: Samples
+    valid_samples: Samples
     state: dict[str, Any]
 
 
@@ -105,11 +105,11 @@ def train(
         trained = score(*_joined(seen))
         if not math.isfinite(trained.loss):
             raise Diverged(f"the loss was {trained.loss} in epoch {number}")
-        validated, valid_worst = evaluate(network, data.valid_batches(), numeric)
+        validated, valid_samples = evaluate(network, data.valid_batches(), numeric)
         is_best = (validated.error_rate, validated.loss) < (best.error_rate, best.loss)
         if is_best:
             best_number, best = number, validated
-        train_worst = worst(*_joined(seen[-1:]))
+        train_worst = by_loss(*_joined(seen[-1:])).worst()
         yield Epoch(
             number=number,
             train=trained,
@@ -119,7 +119,7 @@ def train(
             best_valid=best,
             train_worst=train_worst,
             train_worst_images=images.cpu()[train_worst.rows],
-            valid_worst=valid_worst,
+            valid_samples=valid_samples,
             state={
                 "epoch": number,
                 "network": network.state_dict(),

@@ -35,7 +35,7 @@ from sweep.run import QUICKSTART
 from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
 
-EPOCH_SECONDS = 1.5  # an epoch here; a real one may take hours
+EPOCH_SECONDS = 1.2  # an epoch here; a real one may take hours
 ROUNDS = 7
 TRIALS, TRIAL_SECONDS = 4, 30.0  # of the small sweep
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
@@ -71,7 +71,7 @@ class Bench:
     def row(self, what: str, figure: str, note: str = "") -> None:
         self.rows.append((what, figure, note))
 
-    def rendering(self, seconds: float = 1.0) -> None:
+    def rendering(self, seconds: float = 0.7) -> None:
         """One process against two, and against one for each core."""
         captcha, counts = self.config.captcha, sorted({1, 2, self.machine.cpus})
         with ProcessPoolExecutor(counts[-1]) as pool:

@@ -72,6 +72,8 @@ class RunningLane:
 def _serve(lane: Lane, connection: Connection) -> None:
     """Answers until the other end closes. Ctrl-C is the caller's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # This process was spawned, and what it starts itself would be too; the notebook's workers start as usual.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if lane.cpus:
         os.sched_setaffinity(0, lane.cpus)
     measures = Measures(lane)
@@ -172,6 +174,7 @@ class Measures:
         network = make_network(self.config, self.device)
         shown, labels = next(self.data.train_batches(1))
         scores, samples = evaluate(network, [(shown, labels)], self.numeric)
+        samples = samples.worst()
         images = shown.cpu()[samples.rows]
         alphabet = Alphabet(self.config.captcha.characters)
         values = {f"train/{name}": 0.5 for name in ("loss", "acc", "error_rate", "lr")}

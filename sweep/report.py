@@ -1,14 +1,22 @@
-"""What a sweep leaves to read: leaderboard.csv, best.yaml, best.pt, and the pictures of the `_sweep` run."""
+"""What a sweep leaves to read: leaderboard.csv, best.yaml, best.pt, report.html, and the pictures of the `_sweep` run.
 
+`python -m sweep.report runs/NAME` writes report.html of a sweep that ended, was cut or still runs.
+"""
+
+import argparse
 import csv
 import io
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.files import replace_file
-from sweep.config import Space, SweepConfig, walk
+from sweep.config import ConfigError, Space, SweepConfig, load, walk
+from sweep.page import Page
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
 from sweep.trial import Workplace
@@ -84,8 +92,8 @@ class Reporter:
             self._writer.best(self._ended, self._best)
 
     def finish(self, search: Search) -> TrialRecord | None:
-        """Writes the leaderboard and copies the winner, which it returns. Also after an interruption, with what there
-        is. Raises OSError."""
+        """Writes leaderboard and report and copies the winner, which it returns. Also after an interruption, with what
+        there is. Raises OSError."""
         ranked = search.ranked()
         columns, rows = table(ranked, self._config.search.space)
         replace_file(self._workplace.root / "leaderboard.csv", as_csv(columns, rows).encode())
@@ -97,6 +105,7 @@ class Reporter:
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
         self._writer.close()
+        Page(self._config, self._workplace, ranked).write()
         for record in ranked:
             weights = self._workplace.files(record.name) / "best.pt"
             if record.best_epoch is not None and weights.exists():
@@ -127,3 +136,25 @@ def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
     axes.grid(True, which="both", alpha=0.2)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sweep.report", description="Write a sweep's report.html.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, runs/NAME")
+    root: Path = parser.parse_args(arguments).folder
+    try:
+        missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
+        if missing:
+            raise ConfigError([f"FOLDER: '{root}' is not allowed: there is no {missing[0]} in it"])
+        config = load(root / "sweep.yaml")
+        workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
+        page = Page(config, workplace, Search(config, root / "study.db").ranked()).write()
+    except (ConfigError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(os.path.relpath(page))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

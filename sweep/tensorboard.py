@@ -69,24 +69,13 @@ class EventFile:
 
     def cut_half_record(self) -> None:
         """Takes back what a killed process has left of its last record."""
-        ends = [end for end, _ in self._records()]
+        ends = [end for end, _ in _records(self.path)]
         if ends and ends[-1] < self.size:
             self.cut(ends[-1])
 
     def events(self) -> Iterator[Event]:
-        for _, data in self._records():
+        for _, data in _records(self.path):
             yield Event.FromString(data)
-
-    def _records(self) -> Iterator[tuple[int, bytes]]:
-        """Each whole record's end in the file and its data."""
-        position, total = 0, self.size
-        with self.path.open("rb") as file:
-            while len(head := file.read(12)) == 12:
-                (length,) = struct.unpack("<Q", head[:8])
-                position += 16 + length
-                if position > total:
-                    return
-                yield position, file.read(length + 4)[:-4]
 
     def _begin(self) -> None:
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -121,6 +110,25 @@ class EventFile:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each whole record's end in the file and its data."""
+    position, total = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            position += 16 + length
+            if position > total:
+                return
+            yield position, file.read(length + 4)[:-4]
+
+
+def read_events(folder: Path) -> Iterator[Event]:
+    """Those of a run, also while it is written to; none if it has not begun."""
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for _, data in _records(path):
+            yield Event.FromString(data)
 
 
 def _masked_checksum(data: bytes) -> bytes:
@@ -243,17 +251,19 @@ def end_session(folder: Path, success: bool) -> None:
 
 
 def lifetime(folder: Path) -> tuple[float, float]:
-    """When a trial that has ended began and ended, in seconds since 1970, by its HParams session."""
-    file = EventFile(folder)
-    contents = {
-        value.tag: HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        for event in file.events()
-        for value in event.summary.value
-        if value.tag.startswith("_hparams_/")
-    }
-    file.close()
-    start, end = contents["_hparams_/session_start_info"], contents["_hparams_/session_end_info"]
-    return start.session_start_info.start_time_secs, end.session_end_info.end_time_secs
+    """When a trial began and when it last wrote, in seconds since 1970."""
+    times = [event.wall_time for event in read_events(folder)]
+    return min(times), max(times)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag → points (step, value) of a run."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in read_events(folder):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
 
 
 class SweepWriter:

@@ -123,7 +123,12 @@ class Trial:
                     described = {"config": config.model_dump(mode="json"), "scores": asdict(epoch.valid)}
                     checkpoints.save(
                         self.folder / "best.pt",
-                        {**described, "epoch": epoch.number, "network": epoch.state["network"]},
+                        {
+                            **described,
+                            "epoch": epoch.number,
+                            "network": epoch.state["network"],
+                            "readings": epoch.valid_samples.in_order().decoded,
+                        },
                     )
                 result = {
                     "state": "completed" if epoch.number == config.training.epochs else "running",
@@ -214,11 +219,11 @@ class _Pictures:
 
     def take(self, epoch: Epoch) -> None:
         if epoch.best:
-            self._best = (epoch.number, epoch.valid_worst)
+            self._best = (epoch.number, epoch.valid_samples.worst())
         if epoch.number in self._fixed:
             if self._best is not None and self._best[0] != epoch.number:
                 self._draw_best()
-            self._draw_valid(epoch.number, epoch.valid_worst)
+            self._draw_valid(epoch.number, epoch.valid_samples.worst())
             self._best = None
             picture = badcases.draw(epoch.train_worst_images, epoch.train_worst, self._alphabet)
             self._writer.image("train/badcase", picture, epoch.number)

@@ -112,8 +112,9 @@ def test_scores_weigh_each_image_the_same_whatever_the_batches(tiny: Make, tiny_
     assert whole.loss == pytest.approx(ragged.loss, rel=1e-5)
     assert (whole.error_rate, whole.cer) == (ragged.error_rate, ragged.cer)
     assert worst.losses.tolist() == sorted(worst.losses.tolist(), reverse=True)
-    assert len(worst.rows) == 16
     assert worst.rows.tolist() == same_worst.rows.tolist()
+    assert worst.in_order().rows.tolist() == list(range(40))
+    assert torch.equal(worst.in_order().labels, data.valid[1])
 
 
 def test_bfloat16_gradients_are_close_to_float32(tiny: Make, tiny_data: MakeData) -> None:
