@@ -35,10 +35,11 @@ from sweep.run import QUICKSTART
 from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
 
-EPOCH_SECONDS = 1.2  # an epoch here; a real one may take hours
-ROUNDS = 7
+EPOCH_SECONDS = 2.0  # an epoch here; a real one may take hours
+ROUNDS = 5
 TRIALS, TRIAL_SECONDS = 4, 30.0  # of the small sweep
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
+_ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
 
 FIGURES = (
     "device",
@@ -131,13 +132,11 @@ class Bench:
         return RunningLane(Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus))
 
     def _one(self, lane: RunningLane) -> None:
-        enough = 0.7 * EPOCH_SECONDS  # so that an epoch that was a little faster is not followed by another
-        streams = {"bare": enough, "trial": enough, "evaluation": 0.0, "plain": 0.0}
-        for stream in ("reading", *streams):
+        for stream in ("reading", "bare", "trial", "evaluation", "plain"):
             lane.call("rate", stream, 0)
         reading = [lane.call("rate", "reading", 0.5) for _ in range(3)]
-        rounds = [{name: lane.call("rate", name, least) for name, least in streams.items()} for _ in range(ROUNDS)]
-        rates = {stream: [each[stream] for each in rounds] for stream in streams}
+        rounds = [self._round(lane) for _ in range(ROUNDS)]
+        rates = {stream: [each[stream] for each in rounds] for stream in rounds[0]}
         ratios = {
             key: [each[over] / each[under] for each in rounds]
             for key, over, under in (
@@ -147,8 +146,8 @@ class Bench:
             )
         }
         self.figures.update({key: statistics.median(values) for key, values in ratios.items()})
-        self.rate = statistics.median(rates["trial"])
-        epoch = self.config.steps_per_epoch * self.config.training.batch_size / self.rate
+        training_images = self.config.steps_per_epoch * self.config.training.batch_size
+        epoch = training_images / statistics.median(rates["trial"])
         epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
         trial_seconds = self.config.training.epochs * epoch
         graph, each = lane.call("logging", self.trial)
@@ -168,6 +167,14 @@ class Bench:
         cost = f"{1000 * checkpoint:.0f} ms, {size / 1e6:.1f} MB"
         self.row("checkpoint", cost, f"{checkpoint / 10:.2%} of an epoch of 10 s")
 
+    def _round(self, lane: RunningLane) -> dict[str, float]:
+        """The limit is taken before and after the trial, so that a machine that grows slower is fair to both."""
+        before = lane.call("rate", "bare", EPOCH_SECONDS / 2)
+        trial = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
+        after = lane.call("rate", "bare", EPOCH_SECONDS / 2)
+        others = {stream: lane.call("rate", stream, 0) for stream in ("evaluation", "plain")}
+        return {"bare": (before + after) / 2, "trial": trial, **others}
+
     def _several(self, lanes: Sequence[RunningLane], device_mb: Sequence[float]) -> None:
         counts = sorted({min(2**power, len(lanes)) for power in range(4)})
         rounds = [{count: self._at_once(lanes[:count]) for count in counts} for _ in range(ROUNDS)]
@@ -180,6 +187,7 @@ class Bench:
             memory = f"{count * host:,.0f} MB" + (f", {sum(device_mb[:count]):,.0f} MB on the GPU" if self.gpu else "")
             self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {memory}")
         # The fewest that come within 2 % of the most images per second: each more costs memory.
+        self.rate_at_once = statistics.median(totals[counts[-1]]) / counts[-1]
         best = max(statistics.median(rates) for rates in totals.values())
         count = next(count for count in counts if statistics.median(totals[count]) >= 0.98 * best)
         self.figures["recommended_trials_at_once"] = count
@@ -188,12 +196,12 @@ class Bench:
 
     def _at_once(self, lanes: Sequence[RunningLane]) -> float:
         for lane in lanes:
-            lane.ask("rate", "trial", 0.7 * EPOCH_SECONDS)
+            lane.ask("rate", "trial", _ENOUGH * EPOCH_SECONDS)
         return float(sum(lane.answer() for lane in lanes))
 
     def sweep(self) -> None:
         """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
-        epochs = max(1, round(TRIAL_SECONDS * self.rate / (1.1 * self.epoch_images)))
+        epochs = max(1, math.ceil(TRIAL_SECONDS * self.rate_at_once / self.epoch_images))
         slots = min(self.allotment.at_once, TRIALS)
         config = sized(self.trial, self.epoch_images, epochs, max(1, self.epoch_images // 5))
         ensure_pools(config, self.folder / "pools", self.machine.cpus)

@@ -33,7 +33,8 @@ from sweep.significance import interval, p_value
 from sweep.tensorboard import lifetime, scalars
 from sweep.trial import Workplace
 
-_COMPARED = 8  # trials side by side under the worst images
+_COMPARED = 5  # trials side by side under the worst images
+_CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
 _WORST = 24
 _SURE = 0.05  # the largest p that counts as a difference
 _EDGE = 0.05  # of a range's length
@@ -337,12 +338,12 @@ class Page:
         ]
 
     def confused(self) -> str:
-        """A heat map of which character the best trials read for which; without the right ones, on the diagonal."""
+        """A heat map of which character the best trials read for which; the right ones, on the diagonal, left out."""
         if not self.readings:
             return ""
         assert self.pool is not None
         pairs: Counter[tuple[str, str]] = Counter()
-        for reading in self.readings[:_COMPARED]:
+        for reading in self.readings[:_CONFUSED]:
             for row in np.flatnonzero(reading.wrong):
                 true = self.alphabet.decode(self.pool.labels[row].tolist())
                 read = self.alphabet.decode(reading.decoded[row].tolist())
@@ -400,7 +401,10 @@ def drawn(
 ) -> str:
     """Its HTML, without Plotly's own code."""
     figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 20, "b": 50}, legend={"orientation": "h"}
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
     )
     if x is not None:
         figure.update_xaxes(title=x, type="log" if x_log else None)

@@ -16,7 +16,6 @@ import numpy as np
 
 from model.files import replace_file
 from sweep.config import ConfigError, Space, SweepConfig, load, walk
-from sweep.page import Page
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
 from sweep.trial import Workplace
@@ -105,7 +104,12 @@ class Reporter:
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
         self._writer.close()
-        Page(self._config, self._workplace, ranked).write()
+        winner = self._copy_winner(ranked)
+        write_page(self._config, self._workplace, ranked)
+        return winner
+
+    def _copy_winner(self, ranked: Iterable[TrialRecord]) -> TrialRecord | None:
+        """The best whose weights are still there."""
         for record in ranked:
             weights = self._workplace.files(record.name) / "best.pt"
             if record.best_epoch is not None and weights.exists():
@@ -113,6 +117,12 @@ class Reporter:
                 replace_file(self._workplace.root / "best.pt", weights.read_bytes())
                 return record
         return None
+
+
+def write_page(config: SweepConfig, workplace: Workplace, ranked: Sequence[TrialRecord]) -> Path:
+    from sweep.page import Page  # Plotly takes a second to import, which a sweep's start need not wait for
+
+    return Page(config, workplace, ranked).write()
 
 
 def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
@@ -148,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError([f"FOLDER: '{root}' is not allowed: there is no {missing[0]} in it"])
         config = load(root / "sweep.yaml")
         workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
-        page = Page(config, workplace, Search(config, root / "study.db").ranked()).write()
+        page = write_page(config, workplace, Search(config, root / "study.db").ranked())
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
