@@ -1,4 +1,7 @@
 import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +105,18 @@ def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own(tmp_path:
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])
     assert len({image.numpy().tobytes() for image in epochs[0]}) == 32
+
+
+def test_a_script_that_forgets_to_guard_its_main_part_is_told_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from tests.test_pools import CONFIG, ensure_pools\n"
+        f"ensure_pools(CONFIG, Path({str(tmp_path / 'pools')!r}), workers=1)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    result = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    assert "if __name__ == '__main__':" in result.stderr
