@@ -221,6 +221,11 @@ class TrialConfig(Section):
     schedule: Annotated[AnySchedule, Field(discriminator="name")] = ConstantSchedule()
     training: TrainingConfig = TrainingConfig()
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _constant_unless_named(cls, value: Any) -> Any:
+        return {"name": "constant", **value} if isinstance(value, Mapping) else value
+
     @property
     def time_steps(self) -> int:
         """T, the number of CTC time steps that the image's width gives."""

@@ -146,6 +146,8 @@ class SearchConfig(Section):
     @field_validator("early_stopping", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {"name": "asha", **value}
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -334,9 +336,6 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
             case "union_tag_invalid":
                 path += ".name"
                 message = f"{context['tag']!r} is not allowed: should be one of {context['expected_tags']}"
-            case "union_tag_not_found":
-                path += ".name"
-                message = f"is missing: should be one of {', '.join(_tags(str(item['loc'][-1])))}"
             case "missing":
                 message = "is missing"
             case "too_short":

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from model.config import TrialConfig, override
+from model.config import ConstantSchedule, TrialConfig, override
 from sweep.config import ConfigError, Parameter, load, parse_settings
 from sweep.run import main
 from tests.conftest import QUICKSTART, REPOSITORY
@@ -19,6 +19,8 @@ BROKEN_VALUES = [
     ("nonsense=1", ["nonsense", "unknown key", "captcha"]),
     ("training.epochs=three", ["training.epochs", "'three'", "integer"]),
     ("training.epochs=1.5", ["training.epochs", "1.5", "integer"]),
+    ("schedule.warmup=None", ["--set", "schedule.warmup", "'None'", "number"]),
+    ("search.early_stopping={grace_epochs: 0}", ["search.early_stopping.grace_epochs", "0"]),
     ("schedule.name=cosin", ["schedule.name", "'cosin'", "'cosine'"]),
     ("search.searcher=bayes", ["search.searcher", "'bayes'", "'tpe'"]),
     ("search.early_stopping=hyperband", ["search.early_stopping.name", "'hyperband'", "'asha'"]),
@@ -161,3 +163,8 @@ def test_a_parameters_distribution_reads_as_it_was_written() -> None:
         dumped: Any = Parameter.model_validate(written).model_dump()
         assert dumped == written
         assert Parameter.model_validate(dumped) == Parameter.model_validate(written)
+
+
+def test_a_parameter_of_the_schedule_may_be_set_alone() -> None:
+    assert load(QUICKSTART, {"schedule.warmup": 0.1}).schedule == ConstantSchedule(warmup=0.1)
+    assert load(QUICKSTART, {"search.early_stopping": {"grace_epochs": 3}}).search.early_stopping.name == "asha"
