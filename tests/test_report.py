@@ -59,7 +59,8 @@ def test_a_winner_at_the_edge_of_its_range_is_flagged_with_a_wider_one(
 @pytest.fixture(scope="module")
 def root(arguments_in: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    sweep = LocalSweep(folder / "printed.txt", *arguments_in(folder, "r", search__trials=6, data__valid_images=300))
+    settings = {"search__trials": 6, "search__early_stopping": "none", "data__valid_images": 300}
+    sweep = LocalSweep(folder / "printed.txt", *arguments_in(folder, "r", **settings))
     assert sweep.wait()[0] == 0, sweep.output.read_text()
     return folder / "r"
 

@@ -220,6 +220,7 @@ def test_ctrl_c_does_not_wait_for_a_long_epoch(start: Start, tmp_path: Path) -> 
     assert "--resume" in printed
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_extended(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
     assert local("r", search__trials=2, training__epochs=2).wait()[0] == 0

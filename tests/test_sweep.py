@@ -191,6 +191,7 @@ def test_local_mode_repeats_ray_bit_for_bit_and_itself(sweep: Run, tmp_path: Pat
             assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
 
 
+@pytest.mark.slow
 def test_local_trials_that_take_turns_train_as_they_do_alone(sweep: Run, tmp_path: Path) -> None:
     alone = {**SETTINGS, "search.searcher": "random", "search.max_concurrent": 1, "network.dropout": 0.2}
     assert sweep(tmp_path, "--name", "alone", "--local", settings=alone).returncode == 0
@@ -208,7 +209,7 @@ def test_one_given_trial_leaves_the_same_files(sweep: Run, tmp_path: Path) -> No
     assert (tmp_path / "one" / "best.pt").exists()
 
 
-@pytest.mark.parametrize("mode", ["--local", "--verbose"])
+@pytest.mark.parametrize("mode", ["--local", pytest.param("--verbose", marks=pytest.mark.slow)])
 def test_a_diverging_and_a_failing_trial_are_told_and_the_others_go_on(sweep: Run, tmp_path: Path, mode: str) -> None:
     space = "{optimizer.lr: {grid: [1e-2, 1e30]}, network.lstm_size: {grid: [8, 1000000000]}}"
     plain = {"search.space": space, "search.searcher": "grid", "search.trials": 4}
