@@ -94,7 +94,7 @@ def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_
 @pytest.mark.slow
 def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    sweep = start("r", training__epochs=6)
+    sweep = start("r", training__epochs=30)
     wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
     workers = sweep.workers()
     assert workers
@@ -123,14 +123,14 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_trial_one_epoch_and_the_others_nothing(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    sweep = start("r", "--verbose", training__epochs=6, search__early_stopping="none", search__trials=3)
+    sweep = start("r", "--verbose", training__epochs=30, search__early_stopping="none", search__trials=3)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
     sweep.workers()[0].kill()
     code, printed = sweep.wait()
     assert code == 0, printed
     assert printed.count("process was lost") == 1
     assert "will be tried again" in printed
-    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "6")}
+    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "30")}
     assert_curves_without_scars(root)
 
 
@@ -140,7 +140,7 @@ def test_a_trial_that_loses_its_process_too_often_is_failed_and_the_others_compl
 ) -> None:
     root = tmp_path / "r"
     once = {"search__max_failures": 0, "search__trials": 3, "search__early_stopping": "none"}
-    sweep = start("r", training__epochs=6, **once)
+    sweep = start("r", training__epochs=30, **once)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
     sweep.workers()[0].kill()
     code, printed = sweep.wait()
