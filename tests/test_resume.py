@@ -386,13 +386,17 @@ def test_a_nan_loss_ends_its_trial_also_after_a_resume(local: StartLocal, tmp_pa
     assert "nothing is left to do" in printed
 
 
+def renderers(sweep: Sweep) -> list[psutil.Process]:
+    children = psutil.Process(sweep.process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
 def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) -> None:
     many = ["--set", "data.train_images=200000", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
     sweep = Sweep("--name", "r", *many)
     wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
+    wait_for(lambda: renderers(sweep))
     children = psutil.Process(sweep.process.pid).children(recursive=True)
-    renderers = wait_for(lambda: [c for c in children if "spawn_main" in " ".join(c.cmdline())] or None)
-    assert len(renderers) >= 1
     sweep.kill()
     wait_for(lambda: not [child for child in children if child.is_running()], seconds=10)
 
@@ -405,8 +409,7 @@ def test_a_killed_rendering_process_ends_the_sweep_with_a_sentence_and_it_goes_o
         "--name", "r", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--local", *sets
     )
     wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
-    renderers = [c for c in psutil.Process(sweep.process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
-    renderers[-1].kill()
+    wait_for(lambda: renderers(sweep))[-1].kill()
     code, printed = sweep.wait()
     assert code == 130, printed
     assert "a process that rendered images was killed" in printed
