@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from sweep.interrupts import held_back
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial
 
@@ -9,17 +10,22 @@ from sweep.trial import Trial
 def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: int) -> None:
     """`at_once` trials take turns, an epoch each; 1 runs them one after another.
 
-    The turn is always that of the trial with the fewest epochs: an order that a resumed search finds again.
+    The turn is always that of the trial with the fewest epochs: an order that a resumed search finds again. A trial
+    may be interrupted anywhere, the search only between its answers.
     """
     live: dict[int, Trial] = {}
     try:
         while not search.exhausted:
-            while len(live) < at_once and (record := search.ask()) is not None:
-                live[record.number] = make_trial(record)
+            with held_back():
+                while len(live) < at_once and (record := search.ask()) is not None:
+                    live[record.number] = make_trial(record)
             number = min(live, key=lambda number: (search.records[number].epochs, number), default=None)
-            if number is not None and not search.report(number, live[number].step()):
-                live.pop(number).close()
-            elif number is None and search.halted:
+            if number is not None:
+                result = live[number].step()
+                with held_back():
+                    if not search.report(number, result):
+                        live.pop(number).close()
+            elif search.halted:
                 return
     finally:
         for trial in live.values():

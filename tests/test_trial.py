@@ -7,10 +7,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, event
 
 from model.pools import ensure_pools
+from sweep import in_process
 from sweep.config import load
-from sweep.searcher import TrialRecord
+from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, TINY
@@ -59,3 +61,23 @@ def test_a_disk_that_is_full_interrupts_a_trial_and_does_not_fail_it(tmp_path: P
     trial = make(tmp_path, cache)
     assert trial.step()["epochs"] == 1
     trial.close()
+
+
+@pytest.mark.parametrize("write", range(0, 30, 3))
+def test_an_interruption_during_a_write_to_the_study_waits_for_it_and_locks_nothing(trial: Trial, write: int) -> None:
+    search = Search(trial.base, trial.workplace.root / "study.db")
+    writes = iter(range(1000))
+
+    def interrupt(connection: object) -> None:
+        if next(writes) == write:
+            signal.raise_signal(signal.SIGINT)
+
+    event.listen(Engine, "commit", interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_process.run(search, lambda record: Trial(trial.base, trial.workplace, record), at_once=1)
+    finally:
+        event.remove(Engine, "commit", interrupt)
+    search.interrupt()
+    again = Search(trial.base, trial.workplace.root / "study.db")
+    assert again.records == search.records
