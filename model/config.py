@@ -262,7 +262,8 @@ class TrialConfig(Section):
 def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the nested `tree` with dotted paths set: for `--set`, a sampled trial and a test alike.
 
-    A new `schedule.name` leaves behind the parameters that only the old schedule had.
+    A new `schedule.name` leaves behind the parameters that only the old schedule had, and those at the old one's
+    defaults: the new one has its own.
     """
     result: dict[str, Any] = _copy(tree)
     for path, value in values.items():
@@ -275,10 +276,13 @@ def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
         node[key] = value
     section_type = SCHEDULE_SECTIONS.get(str(values.get("schedule.name")))
     if section_type is not None:
+        before = tree.get("schedule")
+        old = before.get("name", "constant") if isinstance(before, Mapping) else "constant"
+        defaults = {key: field.default for key, field in SCHEDULE_SECTIONS.get(str(old), Schedule).model_fields.items()}
         result["schedule"] = {
             key: value
             for key, value in result["schedule"].items()
-            if key in section_type.model_fields or f"schedule.{key}" in values
+            if f"schedule.{key}" in values or (key in section_type.model_fields and value != defaults.get(key))
         }
     return result
 

@@ -206,8 +206,9 @@ class SweepConfig(TrialConfig):
     resources: ResourcesConfig = ResourcesConfig()
 
     def with_values(self, values: Mapping[str, Value]) -> Self:
-        """The config with a trial's values in place of the base's."""
-        return type(self).model_validate(override(self.model_dump(), values))
+        """The config with a trial's values in place of the base's. The space stays as it was checked, around the base."""
+        trial = TrialConfig.model_validate(override(self.trial().model_dump(), values))
+        return self.model_copy(update={name: getattr(trial, name) for name in TrialConfig.model_fields})
 
     def trial(self) -> TrialConfig:
         return TrialConfig.model_validate(self.model_dump(exclude={"search", "resources"}))

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from model.config import ConstantSchedule, TrialConfig, override
+from model.config import SCHEDULE_SECTIONS, ConstantSchedule, TrialConfig, override
 from sweep.config import ConfigError, Parameter, load, parse_settings
 from sweep.run import main
 from tests.conftest import QUICKSTART, REPOSITORY
@@ -145,6 +145,15 @@ def test_a_new_schedule_leaves_the_old_ones_parameters_behind_and_keeps_the_shar
     assert changed["schedule"] == {"name": "cosine", "final": 0.2, "warmup": 0.1}
     assert base["schedule"]["gamma"] == 0.5
     assert TrialConfig.model_validate(changed).schedule.warmup == 0.1
+
+
+@pytest.mark.parametrize("base", sorted(SCHEDULE_SECTIONS))
+@pytest.mark.parametrize("name", sorted(SCHEDULE_SECTIONS))
+def test_a_searched_schedule_has_its_own_defaults_whatever_the_base_has(tmp_path: Path, base: str, name: str) -> None:
+    config = load(QUICKSTART, {"schedule.name": base, "search.space": {"schedule.name": {"choice": [base, name]}}})
+    (tmp_path / "sweep.yaml").write_text(config.yaml)
+    for sweep in (config, load(tmp_path / "sweep.yaml")):
+        assert sweep.with_values({"schedule.name": name}).schedule == SCHEDULE_SECTIONS[name]()
 
 
 def test_settings_take_the_type_of_what_they_replace() -> None:
