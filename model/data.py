@@ -12,7 +12,7 @@ from model.alphabet import Alphabet
 from model.augmentation import augment
 from model.captchas import Split, render
 from model.config import TrialConfig
-from model.pools import Pool, encode_padded, open_pool, pool_specs
+from model.pools import encode_padded, open_pool, pool_spec
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W); labels uint8 (n, L) padded with 0, on the CPU
 
@@ -24,18 +24,16 @@ class Data:
     """
 
     def __init__(self, config: TrialConfig, folder: Path, device: torch.device, workers: int = 0) -> None:
-        self.config, self.device, self.workers = config, device, workers
-        pools: dict[Split, Batch] = {}
-        for split, spec in pool_specs(config).items():
-            pool = open_pool(spec, folder)
-            if pool is None:
-                raise FileNotFoundError(f"{folder / spec.name}: the image pool is missing or damaged")
-            pools[split] = self._tensors(pool)
-        self.valid = pools["valid"]
-        self.train = pools.get("train")
+        self.config, self.folder, self.device, self.workers = config, folder, device, workers
+        self.valid = self.open("valid")
+        self.train = self.open("train") if config.data.source == "pool" else None
 
-    def _tensors(self, pool: Pool) -> Batch:
+    def open(self, split: Split) -> Batch:
         """On the device if the images take less than a quarter of what is free there, else in mapped host memory."""
+        spec = pool_spec(self.config, split)
+        pool = open_pool(spec, self.folder)
+        if pool is None:
+            raise FileNotFoundError(f"{self.folder / spec.name}: the image pool is missing or damaged")
         images, labels = torch.from_numpy(pool.images), torch.from_numpy(pool.labels)
         if self.device.type == "cuda" and pool.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
             images = images.to(self.device)
@@ -72,8 +70,8 @@ class Data:
                 # From pinned memory a batch travels while the device still trains on the last one.
                 yield images.pin_memory() if images.device != self.device else images, labels
 
-    def valid_batches(self, size: int = 128) -> Iterator[Batch]:
-        images, labels = self.valid
+    def batches(self, images: Tensor, labels: Tensor, size: int = 128) -> Iterator[Batch]:
+        """Of a split, in its order."""
         for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
             yield some_images.to(self.device), some_labels
 

@@ -86,12 +86,15 @@ class PoolSpec:
         return header.ljust(_HEADER_BYTES - _CHECKSUM_BYTES, b"\0")
 
 
-def pool_specs(config: TrialConfig) -> dict[Split, PoolSpec]:
+def pool_spec(config: TrialConfig, split: Split) -> PoolSpec:
+    count: int = getattr(config.data, f"{split}_images")
+    return PoolSpec(config.captcha, config.data.seed, split, count)
+
+
+def pool_specs(config: TrialConfig, test: bool = False) -> dict[Split, PoolSpec]:
     """The pools that a config's trials read; a stream renders its training images itself."""
-    counts: dict[Split, int] = {"valid": config.data.valid_images}
-    if config.data.source == "pool":
-        counts["train"] = config.data.train_images
-    return {split: PoolSpec(config.captcha, config.data.seed, split, count) for split, count in counts.items()}
+    splits: dict[Split, bool] = {"valid": True, "train": config.data.source == "pool", "test": test}
+    return {split: pool_spec(config, split) for split, wanted in splits.items() if wanted}
 
 
 def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
@@ -125,7 +128,9 @@ def _checksum(file: BinaryIO) -> bytes:
     return f"{checksum:08x}".encode()
 
 
-def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Progress | None = None) -> bool:
+def ensure_pools(
+    config: TrialConfig, folder: Path, workers: int, progress: Progress | None = None, test: bool = False
+) -> bool:
     """Renders what is missing, with `workers` processes; says whether anything was.
 
     Two sweeps that start at once render once: the second waits for the lock and finds the files.
@@ -134,7 +139,7 @@ def ensure_pools(config: TrialConfig, folder: Path, workers: int, progress: Prog
     spawn._check_not_importing_main()  # type: ignore[attr-defined]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "render.lock"):
-        missing = [spec for spec in pool_specs(config).values() if open_pool(spec, folder, whole=True) is None]
+        missing = [spec for spec in pool_specs(config, test).values() if open_pool(spec, folder, whole=True) is None]
         if missing:
             _render_pools(missing, folder, workers, progress or (lambda done, total: None))
     return bool(missing)

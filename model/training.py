@@ -105,7 +105,7 @@ def train(
         trained = score(*_joined(seen))
         if not math.isfinite(trained.loss):
             raise Diverged(f"the loss was {trained.loss} in epoch {number}")
-        validated, valid_samples = evaluate(network, data.valid_batches(), numeric)
+        validated, valid_samples = evaluate(network, data.batches(*data.valid), numeric)
         is_best = (validated.error_rate, validated.loss) < (best.error_rate, best.loss)
         if is_best:
             best_number, best = number, validated

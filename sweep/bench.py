@@ -222,7 +222,7 @@ class Bench:
     def _run_sweep(self, config: TrialConfig, trials: int) -> tuple[float, Path]:
         """Its wall clock and its folder."""
         search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
-        tree = load(self.folder / "config.yaml", search).model_dump()
+        tree = load(self.folder / "config.yaml", {**search, "confirm": None}).model_dump()
         tree.update(config.model_dump())
         (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml)
         name = f"sweep-{time.monotonic_ns()}"

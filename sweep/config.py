@@ -196,6 +196,14 @@ class ResourcesConfig(Section):
         return value
 
 
+class ConfirmConfig(Section):
+    """After the search the best `top` configs are trained again to the end, with as many fresh `seeds` each, and judged
+    on the test set, which neither training nor selection has seen."""
+
+    top: Positive = 3
+    seeds: Positive = 3
+
+
 _FIXED = ("training.epochs",)
 
 
@@ -203,15 +211,20 @@ class SweepConfig(TrialConfig):
     """The base of every trial, and how to search around it."""
 
     search: SearchConfig
+    confirm: ConfirmConfig | None = None
     resources: ResourcesConfig = ResourcesConfig()
 
     def with_values(self, values: Mapping[str, Value]) -> Self:
-        """The config with a trial's values in place of the base's. The space stays as it was checked, around the base."""
-        trial = TrialConfig.model_validate(override(self.trial().model_dump(), values))
+        """The config with a trial's values in place of the base's, around which the space was checked."""
+        trial = TrialConfig.model_validate(override(self._base, values))
         return self.model_copy(update={name: getattr(trial, name) for name in TrialConfig.model_fields})
 
     def trial(self) -> TrialConfig:
-        return TrialConfig.model_validate(self.model_dump(exclude={"search", "resources"}))
+        return TrialConfig.model_validate(self._base)
+
+    @property
+    def _base(self) -> dict[str, Any]:
+        return self.model_dump(include=set(TrialConfig.model_fields))
 
     @property
     def yaml(self) -> str:
@@ -223,7 +236,7 @@ class SweepConfig(TrialConfig):
     def _check_space(self) -> Self:
         """Each end of an interval and each listed value must give a valid trial."""
         problems: dict[str, None] = {}
-        base = self.model_dump(exclude={"search", "resources"})
+        base = self._base
         for path, parameter, given in walk(self.search.space):
             if path.partition(".")[0] not in ("network", "optimizer", "schedule", "training") or path in _FIXED:
                 problems[f"search.space.{path}: is not searchable: all trials see the same images and epochs"] = None
@@ -251,7 +264,7 @@ def load(
     if trial is not None:
         space = {key: {"grid": [value]} for key, value in trial.items()}
         one = {"space": space, "searcher": "grid", "early_stopping": "none", "trials": 1, "points": []}
-        tree["search"] = {**(tree.get("search") or {}), **one}
+        tree = {**tree, "search": {**(tree.get("search") or {}), **one}, "confirm": None}
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:

@@ -131,7 +131,7 @@ def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Al
             tune_config=tune.TuneConfig(
                 search_alg=_Suggestions(search),
                 scheduler=_Decisions(search),
-                num_samples=search.trials * (config.search.max_failures + 1),
+                num_samples=search.most * (config.search.max_failures + 1),
                 max_concurrent_trials=allotment.at_once,
                 reuse_actors=True,
                 trial_name_creator=_name,

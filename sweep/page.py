@@ -6,8 +6,7 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,53 +14,39 @@ from typing import Any
 import numpy as np
 import optuna
 import plotly.graph_objects as go
-import torch
 from jinja2 import Environment, PackageLoader
 from optuna.importance import PedAnovaImportanceEvaluator
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from rapidfuzz.distance import Levenshtein
 
-from model import checkpoints, ctc
 from model.alphabet import Alphabet
 from model.files import replace_file
-from model.pools import Pool, open_pool, pool_specs
 from model.schedules import factor
 from sweep.config import NoStopping, Parameter, SweepConfig, walk
+from sweep.formatting import formatted, percent, span
 from sweep.searcher import TrialRecord
-from sweep.significance import interval, p_value
 from sweep.tensorboard import lifetime, scalars
 from sweep.trial import Workplace
+from sweep.verdict import Verdict
 
 _COMPARED = 5  # trials side by side under the worst images
 _CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
 _WORST = 24
-_SURE = 0.05  # the largest p that counts as a difference
 _EDGE = 0.05  # of a range's length
 _DEVICE = re.compile(r"  device +(.*)")  # as the sweep's log tells it
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a trial's best network reads of the validation images: uint8 (N, T) padded with 0, and which are wrong."""
-
-    record: TrialRecord
-    decoded: np.ndarray
-    wrong: np.ndarray
-
-
 class Page:
-    """Made from what lies in a sweep's folder, and the records that the search keeps."""
+    """Made from the verdict and the trials' curves."""
 
-    def __init__(self, config: SweepConfig, workplace: Workplace, ranked: Sequence[TrialRecord]) -> None:
-        self.config, self.workplace, self.ranked = config, workplace, ranked
+    def __init__(self, config: SweepConfig, workplace: Workplace, verdict: Verdict) -> None:
+        self.config, self.workplace, self.verdict = config, workplace, verdict
+        self.ranked, self.scored, self.images = verdict.ranked, verdict.scored, verdict.images
+        self.readings, self.pool = verdict.readings, verdict.pool
         self.epochs = config.training.epochs
-        self.scored = [record for record in ranked if record.error_rate is not None]
         self.alphabet = Alphabet(config.captcha.characters)
-        self.images = config.data.valid_images
-        self.pool: Pool | None = open_pool(pool_specs(config)["valid"], workplace.pools)
-        self.readings = self._readings()
-        self.logs = {record.name: scalars(workplace.logs(record.name)) for record in ranked}
+        self.logs = {record.name: scalars(workplace.logs(record.name)) for record in self.ranked}
         self.spans = {name: lifetime(workplace.logs(name)) for name, tags in self.logs.items() if tags}
 
     @property
@@ -75,7 +60,8 @@ class Page:
         environment = Environment(loader=PackageLoader("sweep", "templates"), autoescape=True)
         html = environment.get_template("report.html").render(
             name=self.workplace.root.name,
-            verdict=self.verdict(),
+            verdict=self.verdict.sentences,
+            confirmed=self.confirmed(),
             warnings=self.warnings(),
             rows=self.rows(),
             paths=self.paths,
@@ -94,44 +80,6 @@ class Page:
     @property
     def paths(self) -> list[str]:
         return list(dict.fromkeys(path for path, _, _ in walk(self.config.search.space)))
-
-    def _readings(self) -> list[Reading]:
-        """Best first; of the trials whose weights are there."""
-        found = []
-        for record in self.scored if self.pool is not None else ():
-            try:
-                decoded = checkpoints.load(self.workplace.files(record.name) / "best.pt")["readings"]
-            except (OSError, ValueError, KeyError):
-                continue
-            assert self.pool is not None
-            wrong = ~ctc.exact_matches(decoded, torch.from_numpy(self.pool.labels))
-            found.append(Reading(record, decoded.numpy(), wrong.numpy()))
-        return found
-
-    def verdict(self) -> list[str]:
-        """Two sentences: which is best and how sure its error is; which others may be as good."""
-        if not self.scored:
-            return ["No trial has reached the end of an epoch."]
-        best = self.scored[0]
-        low, high = self._interval(best)
-        first = (
-            f"{best.name} reads best: {percent(best.error_rate)} of {self.images:,} validation texts are wrong "
-            f"(95 % interval {percent(low)} to {percent(high)}; a little flattered, as the best of many here)."
-        )
-        if len(self.readings) < 2 or self.readings[0].record != best:
-            return [first]
-        tests = [(other, p_value(self.readings[0].wrong, other.wrong)) for other in self.readings[1:]]
-        equals = [other.record for other, p in tests if p >= _SURE]
-        if not equals:
-            other, p = tests[0]
-            return [first, f"It beats the next, {other.record.name} (p = {p:.2g}), and all others."]
-        cheapest = min([best, *equals], key=lambda record: record.seconds)
-        names = ", ".join(record.name[:4] for record in equals)
-        return [
-            first,
-            f"It can't be told apart from {names} on these images (p ≥ {_SURE}); the cheapest of them is "
-            f"{cheapest.name} ({cheapest.seconds:.0f} s).",
-        ]
 
     def warnings(self) -> list[str]:
         """What speaks against trusting the winner."""
@@ -166,23 +114,35 @@ class Page:
             f"beyond. Widen it: {path}: {{{kind}: [{wider[0]:g}, {wider[1]:g}]}}"
         ]
 
-    def _interval(self, record: TrialRecord) -> tuple[float, float]:
-        return interval(round(record.score("error_rate") * self.images), self.images)
+    def confirmed(self) -> list[dict[str, Any]]:
+        """The configs that were trained again, best first."""
+        return [
+            {
+                "name": config.record.name,
+                "seeds": len(config.wrong),
+                "error": percent(config.error),
+                "interval": span(config.interval),
+                "each": ", ".join(percent(float(wrong.mean())) for wrong in config.wrong),
+                "p": "" if config.p is None else f"{config.p:.2g}",
+                "seconds": f"{config.seconds:.0f}",
+            }
+            for config in self.verdict.confirmed
+        ]
 
     def rows(self) -> list[dict[str, Any]]:
-        tests = {reading.record.number: p_value(self.readings[0].wrong, reading.wrong) for reading in self.readings[1:]}
+        tests = {reading.record.number: reading.p for reading in self.readings if reading.p is not None}
         return [
             {
                 "rank": rank,
                 "name": record.name,
                 "state": record.state,
-                "values": [shown(record.values.get(path)) for path in self.paths],
+                "values": [formatted(record.values.get(path)) for path in self.paths],
                 "epochs": f"{record.epochs}/{self.epochs}",
                 "error": percent(record.error_rate),
-                "interval": "" if record.error_rate is None else " to ".join(map(percent, self._interval(record))),
+                "interval": "" if record.error_rate is None else span(self.verdict.interval(record)),
                 "p": f"{tests[record.number]:.2g}" if record.number in tests else "",
                 "cer": percent(record.cer),
-                "loss": shown(record.loss),
+                "loss": formatted(record.loss),
                 "seconds": f"{record.seconds:.0f}",
             }
             for rank, record in enumerate(self.ranked, start=1)
@@ -241,7 +201,7 @@ class Page:
             records = [r for r in self.scored if self._group(r) == group]
             rates = [float(self.config.with_values(r.values).optimizer.lr) for r in records]
             errors = [max(r.score("error_rate"), 0.5 / self.images) for r in records]
-            bars = [self._interval(r) for r in records]
+            bars = [self.verdict.interval(r) for r in records]
             figure.add_scatter(
                 x=rates, y=errors, name=group, mode="markers",
                 marker={"color": color, "size": [6 if r.state == "stopped" else 11 for r in records]},
@@ -421,13 +381,3 @@ def embedded(pixels: np.ndarray) -> str:
     packed = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0).squeeze()).save(packed, "PNG")
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
-
-
-def percent(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.2f} %"
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

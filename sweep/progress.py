@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from model import precision
 from sweep.config import NoStopping, SweepConfig, walk
-from sweep.report import formatted
+from sweep.formatting import formatted, percent
 from sweep.resources import Allotment, Machine
 from sweep.searcher import Search, TrialRecord, trial_count, trial_name
 from sweep.tensorboard import comparison_link
@@ -67,6 +68,8 @@ class Terminal:
             self.say(f"  searched     {'  ' * len(given)}{path}: {parameter}{condition}")
         trials, epochs = trial_count(search), config.training.epochs
         self.say(f"  trials       {trials} of {epochs} epochs, {search.searcher}, {stopped}")
+        if (confirm := config.confirm) is not None:
+            self.say(f"  confirmed    the best {confirm.top}, each with {confirm.seeds} fresh seeds on the test set")
         self.say(f"  at once      {allotment.at_once}, each on {allotment.cpus:g} CPU and {allotment.gpus:g} GPU")
         self.say(f"  device       {place}, {numeric}")
         self.say(f"  writes to    {shown(root)}")
@@ -100,13 +103,13 @@ class Terminal:
         self.say(f"TensorBoard is on {address}", at=0)
 
     def search_begins(self, search: Search) -> None:
-        self._trials, self._epochs_each, self._start = search.trials, search.epochs, time.monotonic()
+        self._trials, self._epochs_each, self._start = search.most, search.epochs, time.monotonic()
         for record in search.finished:
             self._states[record.state] += 1
             self._epochs[record.number] = self._epochs_each
             self._best = min(self._best, record.score("error_rate"))
         self._epochs_before = sum(self._epochs.values())
-        self.live(self._status(), search.trials * search.epochs)
+        self.live(self._status(), search.most * search.epochs)
 
     def started(self, record: TrialRecord) -> None:
         self._states["running"] += 1
@@ -168,13 +171,14 @@ class Terminal:
         self.stop()
         self.say(f"\n[magenta]interrupted[/]: {why}\nto go on: {escape(self._resume)}", at=0)
 
-    def summary(self, search: Search, best: TrialRecord | None) -> None:
-        """The leaderboard, the winner, where it lies and how to look at it; how to go on if it was interrupted."""
+    def summary(self, search: Search, best: TrialRecord | None, verdict: Sequence[str]) -> None:
+        """The leaderboard, the winner and how sure that is, where it lies and how to look at it; how to go on if it was
+        interrupted."""
         root = self._root
         if search.interrupted:
             ended = sum(record.state not in ("running", "interrupted") for record in search.records.values())
             why = f" ({escape(search.halted)})" if search.halted else ""
-            self.say(f"\n[magenta]interrupted[/]{why}: {ended} of {search.trials} trials ended", at=0)
+            self.say(f"\n[magenta]interrupted[/]{why}: {ended} of {search.most} trials ended", at=0)
         self.say("")
         self._leaderboard(search.ranked())
         if best is None:
@@ -185,6 +189,9 @@ class Terminal:
                     f"\n[red]the best trial's weights are gone[/]: {search.best.name}; of those that are left:", at=0
                 )
             self.say(f"\n[bold]best[/] {best.name}: {percent(best.error_rate)} of texts wrong", at=0)
+            for sentence in verdict:
+                self.say(f"  {escape(sentence)}")
+            self.say(f"  the report   {shown(root / 'report.html')}")
             self.say(f"  its config   {shown(root / 'best.yaml')}")
             self.say(f"  its weights  {shown(root / 'best.pt')}")
             self.say(f"  try it       python -m model.predict {shown(root / 'best.pt')} IMAGE…")
@@ -219,7 +226,3 @@ def shown(path: Path) -> str:
 
 def logdir_command(root: Path) -> str:
     return f"tensorboard --logdir {shown(root / 'tensorboard')}"
-
-
-def percent(rate: float | None) -> str:
-    return "–" if rate is None or rate == math.inf else f"{100 * rate:.2f} %"

@@ -16,16 +16,20 @@ import numpy as np
 
 from model.files import replace_file
 from sweep.config import ConfigError, Space, SweepConfig, load, walk
+from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
 from sweep.trial import Workplace
+from sweep.verdict import Verdict
 
 _SCORES = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds")
 
 
 def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the leaderboard, in the order of `records`."""
+    records = list(records)
     paths = list(dict.fromkeys(path for path, _, _ in walk(space)))
+    confirming = ("replicate_of", "test_error_rate") if any(record.replicate_of for record in records) else ()
     rows = [
         [
             rank,
@@ -34,16 +38,11 @@ def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list
             *(record.values.get(path) for path in paths),
             *(getattr(record, key) for key in _SCORES),
             record.error,
+            *(getattr(record, key) for key in confirming),
         ]
         for rank, record in enumerate(records, start=1)
     ]
-    return ["rank", "trial", "state", *paths, *_SCORES, "error"], rows
-
-
-def formatted(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ["rank", "trial", "state", *paths, *_SCORES, "error", *confirming], rows
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -90,14 +89,20 @@ class Reporter:
         if self._best is not None:
             self._writer.best(self._ended, self._best)
 
-    def finish(self, search: Search) -> TrialRecord | None:
-        """Writes leaderboard and report and copies the winner, which it returns. Also after an interruption, with what
-        there is. Raises OSError."""
+    def finish(self, search: Search) -> tuple[TrialRecord | None, list[str]]:
+        """Writes leaderboard and report, copies the winner, and returns it and the verdict. Also after an interruption,
+        with what there is. Raises OSError."""
         ranked = search.ranked()
         columns, rows = table(ranked, self._config.search.space)
         replace_file(self._workplace.root / "leaderboard.csv", as_csv(columns, rows).encode())
         if ranked:
-            hidden = {"trial", "seconds", "loss", "error"}  # TensorBoard breaks wide tables inside words
+            hidden = {
+                "trial",
+                "seconds",
+                "loss",
+                "error",
+                "replicate_of",
+            }  # TensorBoard breaks wide tables inside words
             shown = [index for index, column in enumerate(columns) if column not in hidden]
             narrow = [[row[index] for index in shown] for row in (columns, *rows)]
             self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
@@ -105,8 +110,9 @@ class Reporter:
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
         self._writer.close()
         winner = self._copy_winner(ranked)
-        write_page(self._config, self._workplace, ranked)
-        return winner
+        verdict = Verdict(self._config, self._workplace, search)
+        write_page(self._config, self._workplace, verdict)
+        return winner, verdict.sentences
 
     def _copy_winner(self, ranked: Iterable[TrialRecord]) -> TrialRecord | None:
         """The best whose weights are still there."""
@@ -119,10 +125,10 @@ class Reporter:
         return None
 
 
-def write_page(config: SweepConfig, workplace: Workplace, ranked: Sequence[TrialRecord]) -> Path:
+def write_page(config: SweepConfig, workplace: Workplace, verdict: Verdict) -> Path:
     from sweep.page import Page  # Plotly takes a second to import, which a sweep's start need not wait for
 
-    return Page(config, workplace, ranked).write()
+    return Page(config, workplace, verdict).write()
 
 
 def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
@@ -158,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError([f"FOLDER: '{root}' is not allowed: there is no {missing[0]} in it"])
         config = load(root / "sweep.yaml")
         workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
-        page = write_page(config, workplace, Search(config, root / "study.db").ranked())
+        page = write_page(config, workplace, Verdict(config, workplace, Search(config, root / "study.db")))
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

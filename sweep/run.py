@@ -137,7 +137,7 @@ def _search(
     from sweep.searcher import Search
     from sweep.trial import Trial, is_disk_full
 
-    ensure_pools(config, workplace.pools, allotment.total_cpus, terminal.rendered)
+    ensure_pools(config, workplace.pools, allotment.total_cpus, terminal.rendered, test=config.confirm is not None)
     reporter = Reporter(config, workplace)
     search = Search(config, workplace.root / "study.db", (terminal, reporter))
     terminal.search_begins(search)
@@ -162,7 +162,7 @@ def _search(
         search.halted = "no space is left on the disk"
     terminal.stop()
     search.interrupt()
-    terminal.summary(search, reporter.finish(search))
+    terminal.summary(search, *reporter.finish(search))
     return 0 if nothing_left else search.exit_code
 
 
@@ -254,8 +254,8 @@ def _show(config: SweepConfig, allotment: "Allotment") -> None:
     for _ in range(5):
         if (record := search.ask()) is not None:
             print(f"#   {record.name}")
-    images = sum(spec.file_bytes for spec in pool_specs(config).values())
-    running, kept = allotment.at_once * resume_bytes(config), search.trials * best_bytes(config)
+    images = sum(spec.file_bytes for spec in pool_specs(config, test=config.confirm is not None).values())
+    running, kept = allotment.at_once * resume_bytes(config), search.most * best_bytes(config)
     print("# disk")
     print(f"#   images: {megabytes(images)} in {config.data.path}")
     print(f"#   checkpoints to resume from: {megabytes(running)}, two for each of {allotment.at_once} trials at once")

@@ -42,6 +42,8 @@ class TrialRecord:
     error: str | None = None
     failures: int = 0  # how often it was tried again
     note: str | None = None  # what was unusual when it went on
+    replicate_of: str | None = None  # the trial whose values it trains again with another seed
+    test_error_rate: float | None = None  # a replicate's, of its best epoch
 
     def score(self, metric: str) -> float:
         """The value to minimise; infinite while there is none."""
@@ -108,8 +110,8 @@ class Search:
     """
 
     def __init__(self, config: SweepConfig, database: Path | None, listeners: tuple[Listener, ...] = ()) -> None:
-        self.config, self.listeners = config.search, listeners
-        self.epochs = config.training.epochs
+        self.config, self.confirm, self.listeners = config.search, config.confirm, listeners
+        self.epochs, self._seed = config.training.epochs, config.training.seed
         self.records: dict[int, TrialRecord] = {}
         self.halted: str | None = None  # why no trial may go on
         self._live: dict[int, optuna.Trial] = {}
@@ -127,7 +129,7 @@ class Search:
             self.records[trial.number] = TrialRecord(**trial.user_attrs["record"])
             if not trial.state.is_finished():
                 self._again.append(trial.number)
-        self.trials = max(trial_count(config.search), len(self.records))
+        self.trials = max(trial_count(config.search), len(self._searched))
         self._given = list(config.search.points)
         if config.search.searcher == "grid":
             self._given += grid_points(config.search.space)
@@ -138,29 +140,86 @@ class Search:
             return None
         if self._again:
             return self._started(self._again.pop(0)) or self.ask()
-        if (number := len(self.records)) < self.trials:
-            self._study.add_trial(self._drawn(number))
-            return self._started(number)
+        if len(self._searched) < self.trials:
+            return self._added(self._drawn())
         if self._alone and not self._live:
             return self._started(self._alone.pop(0))
+        if (unconfirmed := self._unconfirmed) is not None:
+            return self._added(self._replicate(unconfirmed))
         return None
 
     @property
     def exhausted(self) -> bool:
         """Nothing runs and nothing is left to give out."""
-        left = self._again or self._alone or len(self.records) < self.trials
-        return not self._live and (self.halted is not None or not left)
+        return not self._live and (self.halted is not None or not (self._again or self._alone or self._missing))
 
-    def _drawn(self, number: int) -> FrozenTrial:
+    @property
+    def most(self) -> int:
+        """How many trials there may be in the end, with those that confirm."""
+        replicates = 0 if self.confirm is None else min(self.confirm.top, self.trials) * self.confirm.seeds
+        return max(self.trials + replicates, len(self.records))
+
+    @property
+    def _missing(self) -> bool:
+        """Whether there are trials that have never been given out."""
+        return len(self._searched) < self.trials or self._unconfirmed is not None
+
+    @property
+    def _searched(self) -> list[TrialRecord]:
+        return [record for record in self.records.values() if record.replicate_of is None]
+
+    @property
+    def _top(self) -> list[TrialRecord]:
+        """What to confirm, best first: known when the search has ended. A stopped trial comes after those that ran to
+        their end, for its score is not its last word."""
+        searched = self._searched
+        ended = len(searched) == self.trials and all(record.state in _FINAL_STATES for record in searched)
+        if self.confirm is None or not ended:
+            return []
+        scored = [record for record in searched if record.best_epoch is not None]
+        scored.sort(key=lambda record: (record.state != "completed", record.score(self.config.metric), record.number))
+        return scored[: self.confirm.top]
+
+    def replicates(self, record: TrialRecord) -> list[TrialRecord]:
+        return [other for other in self.records.values() if other.replicate_of == record.name]
+
+    @property
+    def _unconfirmed(self) -> TrialRecord | None:
+        """Of the top configs one with the fewest replicates, unless all have enough."""
+        if self.confirm is None or not (top := self._top):
+            return None
+        fewest = min(top, key=lambda record: len(self.replicates(record)))
+        return fewest if len(self.replicates(fewest)) < self.confirm.seeds else None
+
+    def _replicate(self, record: TrialRecord) -> FrozenTrial:
+        """The trial again with a seed that none has had."""
+        relatives = [*self._searched, *self.replicates(record)]
+        seed = 1 + max(int(relative.values.get("training.seed", self._seed)) for relative in relatives)
+        number, values = len(self.records), {**record.values, "training.seed": seed}
+        new = TrialRecord(number, trial_name(number, values), values, replicate_of=record.name)
+        original = self._study.get_trials(deepcopy=False)[record.number]
+        return optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=original.params,
+            distributions=original.distributions,
+            user_attrs={"record": asdict(new)},
+        )
+
+    def _drawn(self) -> FrozenTrial:
         """A new trial with its values and its record, drawn in a copy of the study."""
-        copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, number))
+        number, index = len(self.records), len(self._searched)
+        copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, index))
         copy.add_trials(self._study.get_trials(deepcopy=False))
-        if number < len(self._given):
-            copy.enqueue_trial(self._given[number])
+        if index < len(self._given):
+            copy.enqueue_trial(self._given[index])
         trial = copy.ask()
         values = suggest(trial, self.config.space)
         trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
         return copy.get_trials(deepcopy=False)[number]
+
+    def _added(self, trial: FrozenTrial) -> TrialRecord | None:
+        self._study.add_trial(trial)
+        return self._started(len(self.records))
 
     def _started(self, number: int) -> TrialRecord | None:
         """None if the trial's end was decided, but not yet told, when the search was cut."""
@@ -189,10 +248,11 @@ class Search:
         known = {key: result[key] for key in TrialRecord.__dataclass_fields__ if key in result}
         record = replace(before, **known)
         if record.epochs > before.epochs:
-            if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
-                trial.report(result[f"epoch_{_stopping_metric(self.config)}"], record.epochs)
-            if state == "running" and trial.should_prune():
-                record = replace(record, state="stopped")
+            if record.replicate_of is None:
+                if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
+                    trial.report(result[f"epoch_{_stopping_metric(self.config)}"], record.epochs)
+                if state == "running" and trial.should_prune():
+                    record = replace(record, state="stopped")
         elif state == "running":  # it trains again what is known, because its checkpoints were lost
             record = replace(before, note=record.note)
         self._keep(record)
@@ -240,7 +300,7 @@ class Search:
 
     @property
     def interrupted(self) -> bool:
-        return len(self.records) < self.trials or any(r.state == "interrupted" for r in self.records.values())
+        return self._missing or any(record.state == "interrupted" for record in self.records.values())
 
     @property
     def exit_code(self) -> int:
@@ -248,9 +308,22 @@ class Search:
         failed = any(record.state == "failed" for record in self.records.values())
         return 130 if self.interrupted else 1 if failed else 0
 
+    @property
+    def confirmed(self) -> list[TrialRecord]:
+        """The top configs by their replicates' mean error on the test set, best first; none until all are judged."""
+        top = [] if self.interrupted else self._top
+        judged = {record.name: mean_test_error(self.replicates(record)) for record in top}
+        return sorted(top, key=lambda record: (judged[record.name], record.score(self.config.metric), record.number))
+
     def ranked(self) -> list[TrialRecord]:
-        """Best first; trials without a score last, in their own order."""
-        return sorted(self.records.values(), key=lambda record: (record.score(self.config.metric), record.number))
+        """By validation score, but first the best: of the config that was confirmed the run that validates best. Trials
+        without a score last, in their own order."""
+        records = sorted(self.records.values(), key=lambda record: (record.score(self.config.metric), record.number))
+        if confirmed := self.confirmed:
+            runs = [confirmed[0], *self.replicates(confirmed[0])]
+            best = min(runs, key=lambda record: (record.score(self.config.metric), record.number))
+            records.sort(key=lambda record: record != best)
+        return records
 
     @property
     def best(self) -> TrialRecord | None:
@@ -278,6 +351,13 @@ class Search:
         self._study.tell(trial, value, state=final)
         for listener in self.listeners:
             listener.ended(record)
+
+
+def mean_test_error(replicates: list[TrialRecord]) -> float:
+    """A diverged one has read nothing; one that failed says nothing. Infinite if none was judged."""
+    errors = [1.0 if record.state == "diverged" else record.test_error_rate for record in replicates]
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if known else float("inf")
 
 
 def _stopping_metric(config: SearchConfig) -> str:

@@ -212,9 +212,9 @@ class TrialWriter:
         for tag, value in values.items():
             self._run.add_scalar(tag, value, step)
 
-    def begin(self, name: str, values: Mapping[str, Value], config: TrialConfig, yaml: str) -> None:
-        """Hyperparameters, config and graph."""
-        start = SessionStartInfo(start_time_secs=time.time(), group_name=name)
+    def begin(self, group: str, values: Mapping[str, Value], config: TrialConfig, yaml: str) -> None:
+        """Hyperparameters, config and graph. Trials of one `group` are one row of HParams."""
+        start = SessionStartInfo(start_time_secs=time.time(), group_name=group)
         for path, value in values.items():
             _set(start.hparams[path], value)
         self._run.hparams("session_start_info", session_start_info=start)

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from model import checkpoints
+from model import checkpoints, precision
 from model.alphabet import Alphabet
 from model.config import TrialConfig
 from model.data import Data
-from model.evaluation import Samples
+from model.evaluation import Samples, evaluate
 from model.files import replace_file
 from model.training import Diverged, Epoch, make_network, train
 from sweep import badcases
-from sweep.config import ConfigError, SweepConfig, read_trial
+from sweep.config import ConfigError, SweepConfig, read_trial, walk
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import TrialWriter
 
@@ -108,7 +108,10 @@ class Trial:
             seconds = 0.0
             if start is None:
                 writer.rewind({"": 0, "train": 0})
-                writer.begin(self.record.name, self.record.values, config, resolved.yaml)
+                group = self.record.replicate_of or self.record.name
+                searched = {path for path, _, _ in walk(self.base.search.space)}
+                values = {path: value for path, value in self.record.values.items() if path in searched}
+                writer.begin(group, values, config, resolved.yaml)
             else:
                 writer.rewind(start["positions"])
                 pictures.restore(start["pictures"])
@@ -138,12 +141,26 @@ class Trial:
                     **asdict(epoch.best_valid),
                     **{f"epoch_{name}": value for name, value in asdict(epoch.valid).items()},
                 }
+                if self.record.replicate_of is not None and result["state"] == "completed":
+                    result["test_error_rate"] = self._judge(config, data)
+                    writer.log(epoch.number, {"test/error_rate": result["test_error_rate"]})
                 kept = {"positions": writer.positions, "pictures": pictures.state, "result": result}
                 checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", {**epoch.state, **kept})
                 for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
                     old.unlink()
                 yield {**result, "note": note}
                 seconds, begin = result["seconds"], time.monotonic()
+
+    def _judge(self, config: TrialConfig, data: Data) -> float:
+        """Error rate on the test set of the best epoch's weights, whose readings then lie beside them."""
+        best = checkpoints.load(self.folder / "best.pt")
+        network = make_network(config, data.device)
+        network.load_state_dict(best["network"])
+        numeric = precision.resolve(config.training.precision, data.device)
+        scores, samples = evaluate(network, data.batches(*data.open("test")), numeric)
+        judged = {"test_scores": asdict(scores), "test_readings": samples.in_order().decoded}
+        checkpoints.save(self.folder / "best.pt", {**best, **judged})
+        return scores.error_rate
 
     def _newest_checkpoint(self, writer: TrialWriter) -> tuple[dict[str, Any] | None, str | None]:
         """With a sentence if one had to be passed over."""

@@ -10,7 +10,7 @@ import torch
 from model.config import TrialConfig, override
 from model.data import Data
 from model.pools import ensure_pools
-from tests.processes import SETTINGS, TINY, LocalSweep, Sweep
+from tests.processes import SETTINGS, TINY, UNCONFIRMED, LocalSweep, Sweep, sets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
@@ -40,10 +40,11 @@ def sweep(cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m sweep.run` on the quickstart, shrunk."""
 
     def run(outputs: Path, *arguments: str, settings: dict[str, Any] | None = None) -> Any:
-        values = {**TINY, "search.trials": 3, "search.early_stopping": "none", **(settings or {})}
-        sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        values = {**TINY, **UNCONFIRMED, "search.trials": 3, "search.early_stopping": "none", **(settings or {})}
         command = [sys.executable, "-m", "sweep.run", "--output-dir", str(outputs), "--cache-dir", str(cache)]
-        return subprocess.run([*command, *sets, *arguments], capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(
+            [*command, *sets(values), *arguments], capture_output=True, text=True, timeout=240, check=False
+        )
 
     return run
 
@@ -52,8 +53,7 @@ def sweep(cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def arguments_in(cache: Path) -> Callable[..., list[str]]:
     def make(outputs: Path, name: str, **settings: Any) -> list[str]:
         values = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
-        sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-        return ["--name", name, "--output-dir", str(outputs), "--cache-dir", str(cache), *sets]
+        return ["--name", name, "--output-dir", str(outputs), "--cache-dir", str(cache), *sets(values)]
 
     return make
 

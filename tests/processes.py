@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ TINY = {
     "training.batch_size": 16,
 }
 
+UNCONFIRMED: dict[str, Any] = {"confirm": None}  # the quickstart without the trials that confirm
 SPACE = "{optimizer.lr: {loguniform: [1e-3, 3e-2]}, schedule.name: {choice: [constant, cosine, onecycle]}}"
 SETTINGS = {
     **TINY,
+    **UNCONFIRMED,
     "search.space": SPACE,
     "search.trials": 5,
     "search.early_stopping": "{name: asha, grace_epochs: 1}",
@@ -38,6 +40,11 @@ SETTINGS = {
     "data.train_images": 480,
     "network.dropout": 0.1,
 }
+
+
+def sets(values: Mapping[str, Any]) -> list[str]:
+    """As options of the command line."""
+    return [f"--set={key}={'null' if value is None else value}" for key, value in values.items()]
 
 
 class Sweep:

@@ -61,6 +61,8 @@ def assert_curves_without_scars(root: Path) -> None:
             per_epoch = math.ceil(config.data.train_images / config.training.batch_size)
             every_step = range(1, epochs[name] * per_epoch + 1)
             steps = (step for step in every_step if is_logged(step, per_epoch, config.training.epochs))
+        elif tag.startswith("test/"):  # of a replicate, when it has ended
+            steps = [config.training.epochs]
         assert [step for step, _ in points] == list(steps), (run, tag)
 
 

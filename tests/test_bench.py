@@ -12,7 +12,7 @@ from model import ctc
 from model.alphabet import Alphabet
 from model.config import TrialConfig, override
 from sweep import bench, plain
-from tests.processes import TINY
+from tests.processes import TINY, sets
 
 KEYS = {
     "trial_share_of_limit", "logging_share", "checkpoint_share", "speedup_over_notebook", "two_trials_speedup",
@@ -30,9 +30,8 @@ def test_the_benchmark_prints_a_table_and_writes_every_figure(
     monkeypatch.setattr(bench, "ROUNDS", 2)
     monkeypatch.setattr(bench, "TRIAL_SECONDS", 1.0)
     monkeypatch.setattr(bench, "PLAIN_IMAGES", 320)
-    sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
     output = tmp_path / "bench.json"
-    assert bench.main([*sets, "--output", str(output), *["--sweep"] * with_sweep]) == 0
+    assert bench.main([*sets(TINY), "--output", str(output), *["--sweep"] * with_sweep]) == 0
     figures = json.loads(output.read_text())
     assert set(figures) >= KEYS
     assert isinstance(figures["device"], str)

@@ -15,7 +15,7 @@ from sweep.report import Reporter
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace
 from tests.conftest import QUICKSTART
-from tests.processes import TINY, Start, wait_for
+from tests.processes import TINY, UNCONFIRMED, Start, wait_for
 
 
 def held(process: psutil.Process) -> dict[str, int]:
@@ -46,7 +46,7 @@ class Probe:
 @pytest.mark.slow
 def test_a_hundred_local_trials_hold_no_more_than_twenty(tmp_path: Path, cache: Path) -> None:
     few = {"data.train_images": 32, "data.valid_images": 16, "training.epochs": 1, "search.trials": 100}
-    config: SweepConfig = load(QUICKSTART, {**TINY, **few, "search.early_stopping": "none"})
+    config: SweepConfig = load(QUICKSTART, {**TINY, **UNCONFIRMED, **few, "search.early_stopping": "none"})
     ensure_pools(config, cache, workers=1)
     workplace = Workplace(tmp_path, cache, threads=1, gpus=0)
     probe = Probe()

@@ -1,7 +1,7 @@
 """The verdict's statistics against figures worked out by hand, and the page of a real sweep."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from sweep.config import Parameter, load
 from sweep.page import Page, confusions
 from sweep.report import main
 from sweep.searcher import Search
-from sweep.significance import interval, p_value
+from sweep.significance import SeedsAndImages, holm, interval, p_value
 from sweep.trial import Workplace
+from sweep.verdict import Verdict
+from tests.board import serve
 from tests.processes import LocalSweep
 from tests.results import leaderboard
 
@@ -30,6 +32,54 @@ def test_two_recognisers_are_compared_on_the_images_that_they_read_differently()
     assert p_value(first, second) == pytest.approx(2 * (1 + 10) / 2**10)  # 1 against 9 of 10 fair coins, both tails
     assert p_value(second, first) == p_value(first, second)
     assert p_value(first, first) == 1
+
+
+def test_p_values_of_many_comparisons_are_corrected_as_holm_says() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def seeds_like(means: Sequence[float], images: int) -> np.ndarray:
+    """bool (S, N) with exactly these means, each seed's errors on images of its own choice."""
+    draw = np.random.default_rng(1)
+    rows = [draw.permutation(np.arange(images) < round(mean * images)) for mean in means]
+    return np.stack(rows)
+
+
+def test_an_interval_over_seeds_is_students_when_the_images_are_many() -> None:
+    wrong = seeds_like([0.10, 0.12, 0.14], 1_000_000)
+    low, high = SeedsAndImages([wrong]).interval(wrong)
+    # 0.12 ± t(2 degrees, 97.5 %) · 0.02 / √3
+    assert (low, high) == pytest.approx((0.12 - 4.303 * 0.02 / 3**0.5, 0.12 + 4.303 * 0.02 / 3**0.5), abs=1e-3)
+
+
+def test_seeds_that_agree_leave_the_images_uncertainty() -> None:
+    wrong = np.tile(np.arange(1000) < 100, (3, 1))
+    low, high = SeedsAndImages([wrong]).interval(wrong)
+    assert (low, high) == pytest.approx((0.1 - 1.96 * 0.0095, 0.1 + 1.96 * 0.0095), abs=2e-4)
+
+
+def test_configs_that_differ_less_than_their_seeds_are_not_told_apart() -> None:
+    good, same, bad = (
+        seeds_like(means, 4000) for means in ([0.02, 0.03, 0.04], [0.025, 0.03, 0.045], [0.2, 0.21, 0.22])
+    )
+    compared = SeedsAndImages([good, same, bad])
+    assert compared.p_value(good, same) > 0.5
+    assert compared.p_value(good, bad) < 1e-4
+    assert compared.p_value(good, bad) == compared.p_value(bad, good)
+    assert compared.p_value(good, good) == 1
+
+
+def test_of_equal_configs_five_in_a_hundred_differ_significantly() -> None:
+    draw = np.random.default_rng(0)
+
+    def config() -> np.ndarray:
+        return np.stack([draw.random(500) < draw.normal(0.2, 0.03) for _ in range(3)])
+
+    pairs = [(config(), config()) for _ in range(400)]
+    significant = sum(SeedsAndImages(pair).p_value(*pair) < 0.05 for pair in pairs)
+    assert 4 <= significant <= 32  # 20 expected; both parts count the noise of a single reading, so rather fewer
 
 
 def test_confused_characters_are_those_at_one_place() -> None:
@@ -60,15 +110,21 @@ def test_a_winner_at_the_edge_of_its_range_is_flagged_with_a_wider_one(
 def root(arguments_in: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     settings = {"search__trials": 6, "search__early_stopping": "none", "data__valid_images": 300}
+    settings |= {"confirm": "{top: 2, seeds: 2}", "data__test_images": 400, "training__epochs": 6}
     sweep = LocalSweep(folder / "printed.txt", *arguments_in(folder, "r", **settings))
     assert sweep.wait()[0] == 0, sweep.output.read_text()
     return folder / "r"
 
 
-def page(root: Path) -> Page:
+def verdict(root: Path) -> Verdict:
     config = load(root / "sweep.yaml")
     workplace = Workplace(root, Path(str(config.data.path)), threads=1, gpus=0)
-    return Page(config, workplace, Search(config, root / "study.db").ranked())
+    return Verdict(config, workplace, Search(config, root / "study.db"))
+
+
+def page(root: Path) -> Page:
+    found = verdict(root)
+    return Page(found.config, found.workplace, found)
 
 
 def test_the_page_names_every_trial_and_asks_nothing_of_the_network(root: Path) -> None:
@@ -79,8 +135,16 @@ def test_the_page_names_every_trial_and_asks_nothing_of_the_network(root: Path) 
     assert "https://" not in own
     for row in leaderboard(root):
         assert own.count(row["trial"]) > 2
-    assert f"{leaderboard(root)[0]['trial']} reads best" in own
-    for title in ("Learning curves", "What matters", "When each trial ran", "Confused characters", "McNemar"):
+    for sentence in verdict(root).sentences:
+        assert f"<p>{sentence}</p>" in own.replace("&#39;", "'")
+    for title in (
+        "Confirmed",
+        "Learning curves",
+        "What matters",
+        "When each trial ran",
+        "Confused characters",
+        "McNemar",
+    ):
         assert title in own
     assert own.count("data:image/png;base64,") == len(page(root).worst()) > 0
 
@@ -88,7 +152,7 @@ def test_the_page_names_every_trial_and_asks_nothing_of_the_network(root: Path) 
 def test_the_readings_that_are_compared_are_those_that_were_scored(root: Path) -> None:
     rows = {row["trial"]: row for row in leaderboard(root)}
     readings = page(root).readings
-    assert len(readings) == 6
+    assert len(readings) == 6 + 4
     for reading in readings:
         assert reading.wrong.mean() == pytest.approx(float(rows[reading.record.name]["error_rate"]))
     worst = page(root).worst()
@@ -110,3 +174,34 @@ def test_what_is_no_sweep_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     message = capsys.readouterr().err
     assert "nowhere" in message
     assert "sweep.yaml" in message
+
+
+def test_the_best_is_the_config_whose_replicates_read_the_test_set_best(root: Path) -> None:
+    rows = leaderboard(root)
+    replicates = [row for row in rows if row["replicate_of"]]
+    assert [row["replicate_of"] != "" for row in sorted(rows, key=lambda row: row["trial"])] == [False] * 6 + [True] * 4
+    means: dict[str, float] = {}
+    for name in {row["replicate_of"] for row in replicates}:
+        errors = [float(row["test_error_rate"]) for row in replicates if row["replicate_of"] == name]
+        assert len(errors) == 2
+        means[name] = sum(errors) / 2
+    confirmed = verdict(root).confirmed
+    assert [config.record.name for config in confirmed] == sorted(means, key=lambda name: means[name])
+    for config in confirmed:
+        assert config.error == pytest.approx(means[config.record.name])
+        assert config.interval[0] < config.error < config.interval[1]
+        assert f"{config.record.name} " in " ".join(verdict(root).sentences) or config is not confirmed[0]
+    best = rows[0]["replicate_of"] or rows[0]["trial"]
+    assert best == confirmed[0].record.name
+    runs = [row for row in rows if best in (row["trial"], row["replicate_of"])]
+    assert float(rows[0]["error_rate"]) == min(float(row["error_rate"]) for row in runs)
+    winner = load(root / "best.yaml")
+    assert winner.training.seed == int(re.findall(r"_seed=(\d+)", rows[0]["trial"] + "_seed=0")[0])
+
+
+def test_replicates_share_their_configs_row_in_hparams(root: Path) -> None:
+    with serve(root / "tensorboard") as board:
+        groups = board.sessions()
+    assert len(groups) == 6
+    sessions = {session["name"]: group["name"] for group in groups for session in group["sessions"]}
+    assert sessions == {row["trial"]: row["replicate_of"] or row["trial"] for row in leaderboard(root)}

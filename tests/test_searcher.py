@@ -10,12 +10,13 @@ from optuna.trial import TrialState
 from sweep.config import Asha, SweepConfig, load
 from sweep.early_stopping import is_rung
 from sweep.search_space import grid_points
-from sweep.searcher import SAMPLERS, Search, TrialRecord, trial_count, trial_name
+from sweep.searcher import SAMPLERS, Search, TrialRecord, mean_test_error, trial_count, trial_name
 from tests.conftest import QUICKSTART
+from tests.processes import UNCONFIRMED
 
 
 def config(**settings: Any) -> SweepConfig:
-    return load(QUICKSTART, {key.replace("__", "."): value for key, value in settings.items()})
+    return load(QUICKSTART, UNCONFIRMED | {key.replace("__", "."): value for key, value in settings.items()})
 
 
 def result(epoch: int, loss: float, state: str = "running") -> dict[str, Any]:
@@ -35,7 +36,10 @@ def run(search: Search, loss_of: Callable[[TrialRecord, int], float]) -> list[Tr
         while go_on:
             epoch += 1
             state = "completed" if epoch == search.epochs else "running"
-            go_on = search.report(record.number, result(epoch, loss_of(record, epoch), state))
+            told = result(epoch, loss_of(record, epoch), state)
+            if record.replicate_of and state == "completed":
+                told["test_error_rate"] = told["error_rate"]
+            go_on = search.report(record.number, told)
     return list(search.records.values())
 
 
@@ -118,7 +122,7 @@ NUMBERS = {"optimizer.lr": {"loguniform": [1e-4, 1e-1]}, "network.dropout": {"un
 def test_a_searcher_repeats_itself_from_its_seed_and_differs_with_another(name: str) -> None:
     def values(seed: int) -> list[Any]:
         settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 12, "search.seed": seed}
-        search = Search(load(QUICKSTART, settings), None)
+        search = Search(load(QUICKSTART, UNCONFIRMED | settings), None)
         return [r.values for r in run(search, lambda r, e: abs(float(r.values["optimizer.lr"]) - 0.01))]
 
     assert set(SAMPLERS) == {"tpe", "random", "grid", "qmc", "cmaes"}
@@ -130,7 +134,7 @@ def test_a_searcher_repeats_itself_from_its_seed_and_differs_with_another(name: 
 def test_tpe_finds_better_rates_than_chance() -> None:
     def mean_distance(name: str) -> float:
         settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 40}
-        search = Search(load(QUICKSTART, {**settings, "search.early_stopping": "none"}), None)
+        search = Search(load(QUICKSTART, {**UNCONFIRMED, **settings, "search.early_stopping": "none"}), None)
         return sum(r.score("loss") for r in run(search, lambda r, e: abs(float(r.values["optimizer.lr"]) - 0.05))[20:])
 
     assert mean_distance("tpe") < 0.7 * mean_distance("random")
@@ -166,3 +170,73 @@ def test_names_are_safe_unique_by_number_and_at_most_80_characters() -> None:
         assert len(name) <= 80
         assert all(c.isascii() and (c.isalnum() or c in "._=+-") for c in name)
         assert name.startswith(f"{number:04d}")
+
+
+def confirming(**settings: Any) -> SweepConfig:
+    few = {"confirm": {"top": 2, "seeds": 3}, "search__trials": 6, "search__early_stopping": "none"}
+    return config(**few | settings)
+
+
+def lucky_once(record: TrialRecord, epoch: int) -> float:
+    """Trial 4 looks best with the search's seed; with any other trial 1 is."""
+    seed = record.values.get("training.seed", 0)
+    number = record.number if record.replicate_of is None else int(record.replicate_of[:4])
+    return {4: 0.01 if seed == 0 else 0.5, 1: 0.02}.get(number, 0.3 + 0.1 * number)
+
+
+def test_the_best_configs_are_trained_again_with_fresh_seeds_and_the_best_of_those_wins(tmp_path: Path) -> None:
+    search = Search(confirming(), tmp_path / "study.db")
+    records = run(search, lucky_once)
+    replicates = records[6:]
+    names = [records[4].name, records[1].name]
+    assert [record.replicate_of for record in replicates] == names * 3
+    assert [record.values["training.seed"] for record in replicates] == [1, 1, 2, 2, 3, 3]
+    for record in replicates:
+        (original,) = [other for other in records if other.name == record.replicate_of]
+        assert record.values == {**original.values, "training.seed": record.values["training.seed"]}
+        assert record.name.endswith(f"_seed={record.values['training.seed']}")
+    assert [record.number for record in search.confirmed] == [1, 4]
+    assert search.ranked()[0] == search.best == records[1]
+    assert search.ranked()[1] == records[4]
+    assert search.exit_code == 0
+
+
+def test_early_stopping_neither_stops_a_replicate_nor_learns_from_one(tmp_path: Path) -> None:
+    stopping = {"name": "asha", "grace_epochs": 1, "reduction_factor": 4}
+    search = Search(confirming(search__early_stopping=stopping), None)
+    records = run(search, lambda record, epoch: record.number + 1.0)
+    assert {record.state for record in records[:6]} == {"completed", "stopped"}
+    assert {record.state for record in records[6:]} == {"completed"}
+    assert all(not trial.intermediate_values for trial in search._study.get_trials()[6:])
+
+
+def test_a_diverged_replicate_counts_as_reading_nothing_and_a_failed_one_not_at_all() -> None:
+    def replicate(**known: Any) -> TrialRecord:
+        return TrialRecord(9, "0009", {}, replicate_of="0001", **known)
+
+    good = replicate(state="completed", test_error_rate=0.2)
+    assert mean_test_error([good, replicate(state="diverged")]) == pytest.approx(0.6)
+    assert mean_test_error([good, replicate(state="failed")]) == pytest.approx(0.2)
+    assert mean_test_error([replicate(state="failed")]) == float("inf")
+
+
+def test_a_confirmation_that_was_cut_goes_on_and_more_trials_are_confirmed_in_their_turn(tmp_path: Path) -> None:
+    whole = run(Search(confirming(), None), lucky_once)
+    cut = Search(confirming(), tmp_path / "study.db")
+    for record in iter(cut.ask, None):
+        if record.number == 8:
+            break
+        for epoch in range(1, cut.epochs + 1):
+            state = "completed" if epoch == cut.epochs else "running"
+            loss = lucky_once(record, epoch)
+            cut.report(record.number, result(epoch, loss, state) | {"test_error_rate": loss})
+    cut.interrupt()
+    assert cut.interrupted
+    assert not cut.confirmed
+    again = Search(confirming(), tmp_path / "study.db")
+    assert [record.name for record in run(again, lucky_once)] == [record.name for record in whole]
+    more = Search(confirming(search__trials=8), tmp_path / "study.db")
+    records = run(more, lambda record, epoch: 0.001 if int((record.replicate_of or record.name)[:4]) == 13 else 0.9)
+    assert [record.replicate_of is None for record in records[12:14]] == [True, True]
+    assert [record.replicate_of for record in records[14:]] == [records[13].name] * 3
+    assert more.confirmed[0] == records[13]

@@ -15,7 +15,7 @@ from sweep.config import load
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace
 from tests.conftest import QUICKSTART
-from tests.processes import FORKS, TINY
+from tests.processes import FORKS, TINY, UNCONFIRMED
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def trial(tmp_path: Path, cache: Path) -> Trial:
 
 
 def make(root: Path, cache: Path) -> Trial:
-    config = load(QUICKSTART, TINY)
+    config = load(QUICKSTART, {**TINY, **UNCONFIRMED})
     ensure_pools(config, cache, workers=1)
     return Trial(config, Workplace(root, cache, threads=1, gpus=0), TrialRecord(0, "0000", {}))
 

@@ -1,0 +1,19 @@
+"""How figures are written for people, in the terminal and on pages alike."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def percent(rate: float | None) -> str:
+    return "–" if rate is None or rate == math.inf else f"{100 * rate:.2f} %"
+
+
+def span(ends: Iterable[float]) -> str:
+    return " to ".join(map(percent, ends))
+
+
+def formatted(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
