@@ -248,7 +248,7 @@ class TrialConfig(Section):
         if time_steps < needed:
             raise ValueError(
                 f"network.pools: {list(self.network.pools)} is not allowed: captcha.width {self.captcha.width} gives "
-                f"T = {time_steps} time steps, but a text of {longest} equal characters needs {needed} "
+                f"T = {time_steps} time steps, but captcha.length {longest} needs {needed} if all characters are equal "
                 "(each, and a blank between two); pool the width less or draw wider images"
             )
         if self.steps_per_epoch < 1:

@@ -274,7 +274,8 @@ def load(
 def _with_source(sentence: str, path: Path, settings: Mapping[str, Any], trial: Mapping[str, Any] | None) -> str:
     if trial is not None and sentence.startswith("search.space."):
         return f"--trial: {sentence.removeprefix('search.space.')}"
-    if any(re.match(rf"{re.escape(key)}[:.]", sentence) for key in settings):
+    about = sentence.partition(":")[0]
+    if any(f"{key}.".startswith(f"{about}.") or about.startswith(f"{key}.") for key in settings):
         return f"--set: {sentence}"
     return f"{path}: {sentence}"
 

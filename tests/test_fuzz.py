@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from model.config import override
 from sweep.config import ConfigError, load
@@ -76,8 +77,14 @@ def assume_broken(file: Path) -> None:
 
 
 def write(file: Path, tree: Any) -> None:
+    """What YAML's writer garbles is no example."""
+    yaml = YAML(typ="safe", pure=True)
     with file.open("w", encoding="utf-8") as stream:
-        YAML(typ="safe", pure=True).dump(tree, stream)
+        yaml.dump(tree, stream)
+    try:
+        assume(set(paths(yaml.load(file))) == set(paths(tree)))
+    except YAMLError:
+        assume(False)
 
 
 @settings(max_examples=300, **BROKEN)
