@@ -19,18 +19,19 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from rapidfuzz.distance import Levenshtein
+from scipy.stats import spearmanr
 
 from model.alphabet import Alphabet
 from model.files import replace_file
 from model.schedules import factor
-from sweep.config import NoStopping, Parameter, SweepConfig, walk
+from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, walk
+from sweep.early_stopping import is_rung
 from sweep.formatting import formatted, percent, span
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import lifetime, scalars
 from sweep.trial import Workplace
-from sweep.verdict import Verdict
+from sweep.verdict import COMPARED, Verdict
 
-_COMPARED = 5  # trials side by side under the worst images
 _CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
 _WORST = 24
 _EDGE = 0.05  # of a range's length
@@ -57,8 +58,8 @@ class Page:
 
     def write(self) -> Path:
         path = self.workplace.root / "report.html"
-        environment = Environment(loader=PackageLoader("sweep", "templates"), autoescape=True)
-        html = environment.get_template("report.html").render(
+        html = rendered(
+            "report.html",
             name=self.workplace.root.name,
             verdict=self.verdict.sentences,
             confirmed=self.confirmed(),
@@ -68,11 +69,10 @@ class Page:
             images=self.images,
             plots=[(title, note, make()) for title, note, make in self.plots()],
             worst=self.worst(),
-            compared=[reading.record.name[:4] for reading in self.readings[:_COMPARED]],
+            compared=[reading.record.name[:4] for reading in self.readings[:COMPARED]],
             confused=self.confused(),
             facts=self.facts(),
             yaml=self.config.yaml,
-            plotly=get_plotlyjs(),
         )
         replace_file(path, html.encode())
         return path
@@ -278,23 +278,19 @@ class Page:
 
     def worst(self) -> list[dict[str, Any]]:
         """The images that most trials read wrong, each with the readings of the best ones."""
-        if not self.readings:
+        if self.pool is None:
             return []
-        assert self.pool is not None
-        misread = np.sum([reading.wrong for reading in self.readings], axis=0)
-        order = np.argsort(-misread, kind="stable")[:_WORST]
         return [
             {
                 "image": embedded(self.pool.images[row]),
                 "true": self.alphabet.decode(self.pool.labels[row].tolist()),
-                "count": int(misread[row]),
+                "count": count,
                 "readings": [
                     (self.alphabet.decode(reading.decoded[row].tolist()) or "–", bool(reading.wrong[row]))
-                    for reading in self.readings[:_COMPARED]
+                    for reading in self.readings[:COMPARED]
                 ],
             }
-            for row in order
-            if misread[row]
+            for row, count in self.verdict.misread(_WORST)
         ]
 
     def confused(self) -> str:
@@ -332,7 +328,7 @@ class Page:
             ("hardware", found[1] if (found := _DEVICE.search(log)) else "unknown"),
             ("seconds", f"{spent:,.0f} of training in {self.wall:,.0f} of wall clock"),
             *(
-                [("early stopping", f"{stopping.name} saved {saved:,.0f} seconds of training")]
+                [("early stopping", f"{stopping.name} saved {saved:,.0f} seconds of training"), *self._rungs(stopping)]
                 if not isinstance(stopping, NoStopping)
                 else []
             ),
@@ -342,6 +338,25 @@ class Page:
             ),
             ("versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "captcha"))),
         ]
+
+    def _rungs(self, stopping: Asha | Median) -> list[tuple[str, str]]:
+        """How well the score that decides foretells the error: among the trials that ran to their end, which leaves out
+        those that it judged worst."""
+        first = stopping.grace_epochs
+        epochs = [e for e in range(first, self.epochs) if isinstance(stopping, Median) or is_rung(e, stopping)]
+        found = []
+        for epoch in epochs:
+            pairs = [
+                (dict(self.logs[record.name].get(f"epoch/{stopping.metric}", [])).get(epoch), record.error_rate)
+                for record in self.scored
+                if record.state == "completed" and record.replicate_of is None
+            ]
+            scores, errors = zip(*(pair for pair in pairs if None not in pair), strict=True) if pairs else ((), ())
+            if len(set(scores)) > 2 and len(set(errors)) > 2:
+                correlation = spearmanr(scores, errors).statistic
+                text = f"Spearman's ρ of {stopping.metric} then with the error in the end: {correlation:.2f}"
+                found.append((f"after epoch {epoch}", f"{text}, over {len(scores)} completed trials"))
+        return found
 
 
 def confusions(true: str, read: str) -> list[tuple[str, str]]:
@@ -354,6 +369,11 @@ def confusions(true: str, read: str) -> list[tuple[str, str]]:
         elif edit.tag == "delete":
             found += [(character, "lost") for character in true[edit.src_start : edit.src_end]]
     return found
+
+
+def rendered(template: str, **values: Any) -> str:
+    environment = Environment(loader=PackageLoader("sweep", "templates"), autoescape=True)
+    return environment.get_template(template).render(plotly=get_plotlyjs(), **values)
 
 
 def drawn(

@@ -1,6 +1,7 @@
 """What a sweep leaves to read: leaderboard.csv, best.yaml, best.pt, report.html, and the pictures of the `_sweep` run.
 
-`python -m sweep.report runs/NAME` writes report.html of a sweep that ended, was cut or still runs.
+`python -m sweep.report runs/NAME` writes report.html of a sweep that ended, was cut or still runs, and
+`python -m sweep.report A B` compares two.
 """
 
 import argparse
@@ -13,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from model.alphabet import Alphabet
 from model.files import replace_file
+from sweep import badcases
 from sweep.config import ConfigError, Space, SweepConfig, load, walk
 from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
 from sweep.trial import Workplace
-from sweep.verdict import Verdict
+from sweep.verdict import COMPARED, Verdict
 
+_TOP = 5  # trials linked in top/
+_WORST = 16  # images of the `_sweep` run
 _SCORES = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds")
 
 
@@ -108,11 +114,25 @@ class Reporter:
             self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
-        self._writer.close()
-        winner = self._copy_winner(ranked)
         verdict = Verdict(self._config, self._workplace, search)
+        if (picture := worst_across(verdict)) is not None:
+            self._writer.image("sweep/badcase", picture, self._ended)
+        self._writer.close()
+        self._link_top(ranked)
+        winner = self._copy_winner(ranked)
         write_page(self._config, self._workplace, verdict)
         return winner, verdict.sentences
+
+    def _link_top(self, ranked: Iterable[TrialRecord]) -> None:
+        """`top/`: a second log directory, for sweeps whose trials are too many for TensorBoard's list of runs."""
+        top = self._workplace.root / "top"
+        top.mkdir(exist_ok=True)
+        for link in top.iterdir():
+            if link.is_symlink():
+                link.unlink()
+        best = [record for record in ranked if record.best_epoch is not None][:_TOP]
+        for rank, record in enumerate(best, start=1):
+            (top / f"{rank}_{record.name}").symlink_to(Path("..", "tensorboard", record.name))
 
     def _copy_winner(self, ranked: Iterable[TrialRecord]) -> TrialRecord | None:
         """The best whose weights are still there."""
@@ -129,6 +149,18 @@ def write_page(config: SweepConfig, workplace: Workplace, verdict: Verdict) -> P
     from sweep.page import Page  # Plotly takes a second to import, which a sweep's start need not wait for
 
     return Page(config, workplace, verdict).write()
+
+
+def worst_across(verdict: Verdict) -> np.ndarray | None:
+    """uint8 (H, W, 3): the images that most trials misread, as the best ones read them. None if there are none."""
+    misread = verdict.misread(_WORST)
+    if verdict.pool is None or not misread:
+        return None
+    rows = [row for row, _ in misread]
+    images, labels = (torch.from_numpy(array[rows]) for array in (verdict.pool.images, verdict.pool.labels))
+    readings = {r.record.name[:4]: torch.from_numpy(r.decoded[rows]) for r in verdict.readings[:COMPARED]}
+    alphabet = Alphabet(verdict.config.captcha.characters)
+    return badcases.draw_across(images, labels, [count for _, count in misread], readings, alphabet)
 
 
 def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
@@ -155,21 +187,37 @@ def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sweep.report", description="Write a sweep's report.html.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sweep.report", description="Write a sweep's report.html, or a page that compares two sweeps."
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, runs/NAME")
-    root: Path = parser.parse_args(arguments).folder
+    parser.add_argument("other", type=Path, metavar="OTHER", nargs="?", help="another one, to compare with")
+    options = parser.parse_args(arguments)
     try:
-        missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
-        if missing:
-            raise ConfigError([f"FOLDER: '{root}' is not allowed: there is no {missing[0]} in it"])
-        config = load(root / "sweep.yaml")
-        workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
-        page = write_page(config, workplace, Verdict(config, workplace, Search(config, root / "study.db")))
+        verdict = _verdict("FOLDER", options.folder)
+        if options.other is None:
+            page = write_page(verdict.config, verdict.workplace, verdict)
+        else:
+            from sweep.comparison import Comparison
+
+            comparison = Comparison(verdict, _verdict("OTHER", options.other))
+            print(*comparison.sentences, sep="\n")
+            page = comparison.write()
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(os.path.relpath(page))
     return 0
+
+
+def _verdict(argument: str, root: Path) -> Verdict:
+    """Raises ConfigError."""
+    missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
+    if missing:
+        raise ConfigError([f"{argument}: '{root}' is not allowed: there is no {missing[0]} in it"])
+    config = load(root / "sweep.yaml")
+    workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
+    return Verdict(config, workplace, Search(config, root / "study.db"))
 
 
 if __name__ == "__main__":

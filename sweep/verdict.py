@@ -15,6 +15,7 @@ from sweep.searcher import Search, TrialRecord
 from sweep.significance import SeedsAndImages, holm, interval, p_value
 from sweep.trial import Workplace
 
+COMPARED = 5  # trials side by side under the worst images
 SURE = 0.05  # the largest p that counts as a difference
 
 
@@ -104,6 +105,14 @@ class Verdict:
             Confirmed(record, wrong, compared.interval(wrong), seconds, p)
             for (record, wrong, seconds), p in zip(configs, [None, *p_values], strict=False)
         ]
+
+    def misread(self, most: int) -> list[tuple[int, int]]:
+        """The validation images that most trials read wrong: their rows, and how many trials do."""
+        if not self.readings:
+            return []
+        counts = np.sum([reading.wrong for reading in self.readings], axis=0)
+        rows = np.argsort(-counts, kind="stable")[:most]
+        return [(int(row), int(counts[row])) for row in rows if counts[row]]
 
     def interval(self, record: TrialRecord) -> tuple[float, float]:
         """95 % of one run's validation error."""

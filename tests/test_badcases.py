@@ -4,7 +4,7 @@ import torch
 
 from model.alphabet import Alphabet
 from model.evaluation import Samples, by_loss
-from sweep.badcases import draw, marked
+from sweep.badcases import draw, draw_across, marked
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,15 @@ def test_sixteen_images_are_drawn_four_by_four_in_order(channels: int) -> None:
     red = picture[..., 0].astype(int) - picture[..., 1] > 100
     assert red.any()  # all characters are lost
     assert picture.dtype == np.uint8
+
+
+def test_the_same_images_are_drawn_once_with_a_line_for_each_trial() -> None:
+    images = torch.full((3, 3, 32, 96), 200, dtype=torch.uint8)
+    labels = torch.tensor([[1, 2], [2, 1], [1, 1]], dtype=torch.uint8)
+    readings = {"0003": labels, "0007": labels.flip(1)}
+    one = draw_across(images, labels, [2, 1, 1], {"0003": labels}, Alphabet("ab"))
+    two = draw_across(images, labels, [2, 1, 1], readings, Alphabet("ab"))
+    assert two.shape == (one.shape[0] + 16, one.shape[1], 3)
+    red = two[..., 0].astype(int) - two[..., 1] > 100
+    width = two.shape[1] // 4
+    assert [bool(red[:, place * width : (place + 1) * width].any()) for place in range(4)] == [True, True, False, False]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sweep.comparison import Comparison
 from sweep.config import Parameter, load
 from sweep.page import Page, confusions
 from sweep.report import main
@@ -169,9 +170,44 @@ def test_the_command_writes_the_same_page_again(root: Path, capsys: pytest.Captu
     assert (root / "report.html").read_bytes() == before
 
 
+def test_top_is_a_log_directory_of_the_best_five(root: Path) -> None:
+    best = [f"{row['rank']}_{row['trial']}" for row in leaderboard(root)[:5]]
+    with serve(root / "top") as board:
+        assert sorted(board.runs()) == sorted([*best, *(f"{name}/train" for name in best)])
+
+
+def test_two_sweeps_are_compared_on_the_same_images(
+    root: Path, arguments_in: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = LocalSweep(
+        tmp_path / "printed.txt",
+        *arguments_in(
+            tmp_path, "other", search__trials=1, data__valid_images=300, search__early_stopping="none",
+            search__space="{optimizer.lr: {grid: [1e-6]}}", search__searcher="grid",
+        ),
+    )  # fmt: skip
+    assert other.wait()[0] == 0, other.output.read_text()
+    assert main([str(root), str(tmp_path / "other")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "On the same images the winner of r reads better (p = " in printed[2]
+    page = (root / "compared-with-other.html").read_text()
+    assert printed[-1].endswith("compared-with-other.html")
+    for text in (leaderboard(root)[0]["trial"], "0000_lr=1.0e-06", "optimizer.lr", "confirm.seeds", *printed[:2]):
+        assert text in page
+    assert 'class="plotly-graph-div"' in page
+
+
+def test_sweeps_over_other_images_are_not_compared_image_by_image(root: Path) -> None:
+    mine = verdict(root)
+    other = verdict(root)
+    other.config = mine.config.with_values({"data.seed": 7})
+    assert "judged on different images" in Comparison(mine, other).sentences[-1]
+
+
 def test_what_is_no_sweep_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere")]) == 2
     message = capsys.readouterr().err
+    assert "FOLDER: " in message
     assert "nowhere" in message
     assert "sweep.yaml" in message
 

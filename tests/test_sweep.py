@@ -37,7 +37,7 @@ def test_a_sweep_leaves_the_promised_files(ray_sweep: tuple[Path, str]) -> None:
     assert len(names) == 4
     assert {path.name for path in root.iterdir()} == {
         "sweep.yaml", "tensorboard", "trials", "ray", "study.db", "leaderboard.csv", "best.yaml", "best.pt",
-        "sweep.log", "report.html",
+        "sweep.log", "report.html", "top",
     }  # fmt: skip
     assert {path.name for path in (root / "tensorboard").iterdir()} == {*names, "_sweep"}
     assert {path.name for path in (root / "trials").iterdir()} == names
@@ -78,7 +78,7 @@ def test_tensorboard_has_exactly_two_runs_per_trial_with_every_tag(ray_sweep: tu
         assert [event.step for event in found[name].Images("valid/badcase")] == [1, 2, 3]
     sweep_tags = found["_sweep"].Tags()
     assert sweep_tags["scalars"] == ["sweep/best_error_rate"]
-    assert sweep_tags["images"] == ["sweep/error_over_learning_rate"]
+    assert sweep_tags["images"] == ["sweep/error_over_learning_rate", "sweep/badcase"]
     assert "leaderboard/text_summary" in sweep_tags["tensors"]
     assert [event.step for event in found["_sweep"].Scalars("sweep/best_error_rate")] == [1, 2, 3, 4]
 
