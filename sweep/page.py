@@ -258,7 +258,7 @@ class Page:
         header = ["schedule", "trials", "best error", "median error", "stopped early", "seconds in all"]
         columns = [list(column) for column in zip(*rows, strict=True)]
         figure = go.Figure(go.Table(header={"values": header}, cells={"values": columns}))
-        return drawn(figure, None, None, height=90 + 30 * len(rows))
+        return drawn(figure, None, None, height=120 + 20 * len(rows))
 
     def _timeline(self) -> str:
         figure = go.Figure()

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tests.processes import wait_for
+from tests.results import curves
 
 
 class Board:
@@ -37,6 +38,11 @@ class Board:
             for tag in tags[run]
             if run != "_sweep"
         }
+
+    def wait_for_all_of(self, root: Path) -> None:
+        """Until it has read every point of a finished sweep: a page asks once, when it opens."""
+        written = {key: len(points) for key, points in curves(root).items()}
+        wait_for(lambda: {key: len(points) for key, points in self.curves().items()} == written)
 
     def hparams(self, route: str, **body: Any) -> Any:
         data = json.dumps({"experimentName": "", **body}).encode()

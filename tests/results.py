@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from sweep.config import read_trial
 def leaderboard(root: Path) -> list[dict[str, str]]:
     with (root / "leaderboard.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def printed_link(root: Path) -> str:
+    """What the sweep said last of where TensorBoard compares its trials, without TensorBoard's own address."""
+    return re.findall(r"http://[^/]+(/\?\S+)", (root / "sweep.log").read_text())[-1]
 
 
 def runs(root: Path) -> dict[str, EventAccumulator]:
