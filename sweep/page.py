@@ -233,8 +233,8 @@ class Page:
         return drawn(figure, "importance", "", height=120 + 40 * len(found))
 
     def _parallel(self) -> str:
-        figure = optuna.visualization.plot_parallel_coordinate(self._study())
-        figure.update_layout(title=None)
+        figure = optuna.visualization.plot_parallel_coordinate(self._study(), target_name="error")
+        figure.update_layout(title=None, plot_bgcolor="#d0d0d0")  # Optuna draws the worst in white
         return drawn(figure, None, None)
 
     def _study(self) -> optuna.Study:
@@ -387,9 +387,9 @@ def drawn(
         legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
     )
     if x is not None:
-        figure.update_xaxes(title=x, type="log" if x_log else None)
+        figure.update_xaxes(title=x, **({"type": "log", "dtick": "D2", "tickformat": ".0e"} if x_log else {}))
     if y is not None:
-        figure.update_yaxes(title=y, type="log" if y_log else None)
+        figure.update_yaxes(title=y, **({"type": "log", "dtick": "D2", "tickformat": "~%"} if y_log else {}))
     # Named by what it shows: the same sweep gives the same file.
     name = f"plot-{zlib.crc32(figure.to_json().encode()):08x}"
     html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}, div_id=name)

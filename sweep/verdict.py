@@ -154,9 +154,10 @@ def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> lis
         return [f"It beats {beaten[0].record.name}{rest} {where} ({worst})."]
     names = ", ".join(other.record.name[:4] for other in equals)
     least = min(other.p or 0.0 for other in equals)
+    p = f"p {'=' if len(equals) == 1 else '≥'} {least:.2g}"
     rest = f", but it beats {len(beaten)} more ({worst})" if beaten else ""
     cheapest = min([best, *equals], key=lambda one: one.seconds)
     return [
-        f"It can't be told apart from {names} {where} (p ≥ {least:.2g}){rest}; the cheapest of them is "
-        f"{cheapest.record.name} ({cheapest.seconds:.0f} s)."
+        f"It can't be told apart from {names} {where} ({p}){rest}; of these equals {cheapest.record.name} is the "
+        f"cheapest ({cheapest.seconds:.0f} s)."
     ]
