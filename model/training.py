@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ctc, precision
+from model.averaging import AveragedWeights
 from model.config import TrialConfig
 from model.crnn import CRNN
 from model.data import Data
@@ -57,8 +58,10 @@ def train(
     data: Data,
     log: Log = lambda step, values: None,
     resume_from: Mapping[str, Any] | None = None,
+    average: AveragedWeights | None = None,
 ) -> Iterator[Epoch]:
-    """Trains in place and yields after each epoch. Steps count from 1 when logged. Raises Diverged."""
+    """Trains in place and yields after each epoch, and keeps the average up to date. Steps count from 1 when logged.
+    Raises Diverged."""
     device = data.device
     numeric = precision.resolve(config.training.precision, device)
     optimizer = make_optimizer(network.parameters(), config.optimizer)
@@ -69,6 +72,8 @@ def train(
     if resume_from is not None:
         network.load_state_dict(resume_from["network"])
         optimizer.load_state_dict(resume_from["optimizer"])
+        if average is not None:
+            average.load_state_dict(resume_from["average"])
         first = resume_from["epoch"] + 1
         best_number, best = resume_from["best_number"], Scores(**resume_from["best"])
 
@@ -91,6 +96,8 @@ def train(
             if config.optimizer.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_clip)
             optimizer.step()
+            if average is not None:
+                average.update()
             step += 1
 
             seen.append((losses.detach(), ctc.greedy_decode(logits.detach()), labels))
@@ -124,6 +131,7 @@ def train(
                 "epoch": number,
                 "network": network.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "average": None if average is None else average.state_dict(),
                 "best_number": best_number,
                 "best": asdict(best),
             },

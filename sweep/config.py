@@ -111,21 +111,26 @@ class NoStopping(Section):
     name: Literal["none"] = "none"
 
 
-class Asha(Section):
+class Stopping(Section):
+    """Trials are compared by a validation score, of their weights' average or of the last ones."""
+
+    metric: Scored = "loss"
+    weights: Literal["averaged", "last"] = "averaged"
+
+
+class Asha(Stopping):
     """Rungs at grace_epochs · reduction_factor^k; at each, a trial goes on if it is in the best 1/reduction_factor of
     those seen there so far. The grace must outlast CTC's all-blank plateau, where all look alike."""
 
     name: Literal["asha"] = "asha"
-    metric: Scored = "loss"
     grace_epochs: Positive = 2
     reduction_factor: Annotated[int, Field(ge=2)] = 2
 
 
-class Median(Section):
+class Median(Stopping):
     """A trial worse than the median of the earlier ones at the same epoch is stopped. Golovin et al. 2017, 3.2.1."""
 
     name: Literal["median"] = "median"
-    metric: Scored = "loss"
     grace_epochs: Positive = 2
     startup_trials: Positive = 4
 

@@ -8,7 +8,7 @@ from optuna import Study
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial
 
-from sweep.config import Asha
+from sweep.config import Asha, Median, NoStopping
 
 
 class AshaPruner(BasePruner):
@@ -32,6 +32,11 @@ class AshaPruner(BasePruner):
         )
         kept = math.ceil(len(seen) / self._config.reduction_factor)
         return trial.intermediate_values[epoch] > seen[kept - 1]
+
+
+def decides(config: NoStopping | Asha | Median, epoch: int) -> bool:
+    """Whether a trial is compared with others after this epoch."""
+    return isinstance(config, Median) or (isinstance(config, Asha) and is_rung(epoch, config))
 
 
 def is_rung(epoch: int, config: Asha) -> bool:

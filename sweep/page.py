@@ -25,7 +25,6 @@ from model.alphabet import Alphabet
 from model.files import replace_file
 from model.schedules import factor
 from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, walk
-from sweep.early_stopping import is_rung
 from sweep.formatting import formatted, percent, span
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import lifetime, scalars
@@ -342,20 +341,16 @@ class Page:
     def _rungs(self, stopping: Asha | Median) -> list[tuple[str, str]]:
         """How well the score that decides foretells the error: among the trials that ran to their end, which leaves out
         those that it judged worst."""
-        first = stopping.grace_epochs
-        epochs = [e for e in range(first, self.epochs) if isinstance(stopping, Median) or is_rung(e, stopping)]
+        errors = {record.number: record.error_rate for record in self.scored if record.state == "completed"}
+        trials = [trial for trial in self._study().get_trials(deepcopy=False) if trial.number in errors]
         found = []
-        for epoch in epochs:
-            pairs = [
-                (dict(self.logs[record.name].get(f"epoch/{stopping.metric}", [])).get(epoch), record.error_rate)
-                for record in self.scored
-                if record.state == "completed" and record.replicate_of is None
-            ]
-            scores, errors = zip(*(pair for pair in pairs if None not in pair), strict=True) if pairs else ((), ())
-            if len(set(scores)) > 2 and len(set(errors)) > 2:
-                correlation = spearmanr(scores, errors).statistic
-                text = f"Spearman's ρ of {stopping.metric} then with the error in the end: {correlation:.2f}"
-                found.append((f"after epoch {epoch}", f"{text}, over {len(scores)} completed trials"))
+        for epoch in sorted({epoch for trial in trials for epoch in trial.intermediate_values}):
+            there = [trial for trial in trials if epoch in trial.intermediate_values]
+            scores, ends = [t.intermediate_values[epoch] for t in there], [errors[t.number] for t in there]
+            if len(set(scores)) > 2 and len(set(ends)) > 2:
+                what = f"Spearman's ρ of the {stopping.weights} weights' {stopping.metric} with the error in the end"
+                correlation = f"{spearmanr(scores, ends).statistic:.2f}, over {len(there)} completed trials"
+                found.append((f"after epoch {epoch}", f"{what}: {correlation}"))
         return found
 
 

@@ -42,9 +42,9 @@ def best_bytes(config: TrialConfig) -> int:
 
 
 def resume_bytes(config: TrialConfig) -> int:
-    """Of the two checkpoints that a running trial keeps: weights, and the optimiser's moments of each."""
+    """Of the two checkpoints that a running trial keeps: weights, their average, the optimiser's moments of each."""
     moments = {"adam": 2, "adamw": 2, "sgd": 1 if config.optimizer.momentum else 0}
-    return 2 * best_bytes(config) * (1 + moments[config.optimizer.name])
+    return 2 * best_bytes(config) * (2 + moments[config.optimizer.name])
 
 
 def this_machine() -> Machine:

@@ -236,7 +236,8 @@ class Search:
         return record
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
-        """Takes what `Trial.step` returned; says whether the trial should go on."""
+        """Takes what `Trial.step` returned, of which early stopping compares `rung_score`, if there is one; says
+        whether the trial should go on."""
         trial, before = self._live[number], self.records[number]
         state: State = result["state"]
         if state == "interrupted":
@@ -248,9 +249,9 @@ class Search:
         known = {key: result[key] for key in TrialRecord.__dataclass_fields__ if key in result}
         record = replace(before, **known)
         if record.epochs > before.epochs:
-            if record.replicate_of is None:
+            if record.replicate_of is None and result.get("rung_score") is not None:
                 if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
-                    trial.report(result[f"epoch_{_stopping_metric(self.config)}"], record.epochs)
+                    trial.report(result["rung_score"], record.epochs)
                 if state == "running" and trial.should_prune():
                     record = replace(record, state="stopped")
         elif state == "running":  # it trains again what is known, because its checkpoints were lost
@@ -358,10 +359,6 @@ def mean_test_error(replicates: list[TrialRecord]) -> float:
     errors = [1.0 if record.state == "diverged" else record.test_error_rate for record in replicates]
     known = [error for error in errors if error is not None]
     return sum(known) / len(known) if known else float("inf")
-
-
-def _stopping_metric(config: SearchConfig) -> str:
-    return getattr(config.early_stopping, "metric", config.metric)
 
 
 def trial_name(number: int, values: dict[str, Value]) -> str:

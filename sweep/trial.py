@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import time
 import traceback
@@ -15,13 +16,15 @@ from filelock import FileLock
 
 from model import checkpoints, precision
 from model.alphabet import Alphabet
+from model.averaging import AveragedWeights
 from model.config import TrialConfig
 from model.data import Data
 from model.evaluation import Samples, evaluate
 from model.files import replace_file
 from model.training import Diverged, Epoch, make_network, train
 from sweep import badcases
-from sweep.config import ConfigError, SweepConfig, read_trial, walk
+from sweep.config import ConfigError, NoStopping, SweepConfig, read_trial, walk
+from sweep.early_stopping import decides
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import TrialWriter
 
@@ -119,7 +122,11 @@ class Trial:
                 if start["epoch"] > self.record.epochs:  # trained, but nobody was told
                     yield {**start["result"], "note": note}
             begin = time.monotonic()
-            for epoch in train(config, make_network(config, device), data, writer.log, start):
+            network = make_network(config, device)
+            average = None
+            if getattr(self.base.search.early_stopping, "weights", None) == "averaged":
+                average = AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
+            for epoch in train(config, network, data, writer.log, start, average):
                 writer.epoch(epoch.number, epoch.train, epoch.valid, epoch.best_valid.error_rate)
                 pictures.take(epoch)
                 if epoch.best:
@@ -139,7 +146,7 @@ class Trial:
                     "epochs": epoch.number,
                     "best_epoch": epoch.best_number,
                     **asdict(epoch.best_valid),
-                    **{f"epoch_{name}": value for name, value in asdict(epoch.valid).items()},
+                    "rung_score": self._rung_score(epoch, average, data),
                 }
                 if self.record.replicate_of is not None and result["state"] == "completed":
                     result["test_error_rate"] = self._judge(config, data)
@@ -150,6 +157,17 @@ class Trial:
                     old.unlink()
                 yield {**result, "note": note}
                 seconds, begin = result["seconds"], time.monotonic()
+
+    def _rung_score(self, epoch: Epoch, average: AveragedWeights | None, data: Data) -> float | None:
+        """What early stopping compares; None after an epoch that it does not look at, and of a replicate."""
+        stopping, training = self.base.search.early_stopping, data.config.training
+        last = epoch.number == training.epochs
+        if isinstance(stopping, NoStopping) or not decides(stopping, epoch.number) or self.record.replicate_of or last:
+            return None
+        numeric = precision.resolve(training.precision, data.device)
+        scores = epoch.valid if average is None else average.scores(data, epoch.number, numeric)
+        score: float = getattr(scores, stopping.metric)
+        return score if math.isfinite(score) else math.inf
 
     def _judge(self, config: TrialConfig, data: Data) -> float:
         """Error rate on the test set of the best epoch's weights, whose readings then lie beside them."""

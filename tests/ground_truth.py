@@ -22,6 +22,7 @@ from sweep.tensorboard import scalars
 
 FILE = Path(__file__).with_name("ground_truth.csv")
 SCORES = ("loss", "error_rate", "cer")
+AVERAGED = "averaged_loss"  # of the averaged weights, which is what early stopping compares
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GroundTruth:
                 key = (row["schedule"], float(row["rate"]), int(row["seed"]))
                 new = Recorded(key[1], key[0], key[2], float(row["test_error_rate"]), [])
                 trial = self.trials.setdefault(key, new)
-                trial.epochs.append({name: float(row[name]) for name in row if row[name] and name.endswith(SCORES)})
+                trial.epochs.append({name: float(row[name]) for name in (*SCORES, AVERAGED)})
 
     @cached_property
     def rates(self) -> list[float]:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from sweep.config import SweepConfig, load
+from sweep.early_stopping import decides
 from sweep.searcher import Search, TrialRecord
 from tests.conftest import REPOSITORY
-from tests.ground_truth import GroundTruth
+from tests.ground_truth import AVERAGED, GroundTruth
 
 CONFIG = REPOSITORY / "configs" / "schedules.yaml"
 ASHA = {"name": "asha", "metric": "loss", "grace_epochs": 2, "reduction_factor": 2}
@@ -85,7 +86,7 @@ class Replay:
                 "state": "completed" if ended else "running",
                 "epochs": epoch,
                 **best,
-                **{f"epoch_{name}": value for name, value in scores.items()},
+                "rung_score": scores[AVERAGED] if decides(search.config.early_stopping, epoch) and not ended else None,
                 **({"test_error_rate": trial.test_error_rate} if ended and record.replicate_of else {}),
             }
             if not search.report(record.number, result):

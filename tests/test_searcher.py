@@ -26,7 +26,7 @@ def result(epoch: int, loss: float, state: str = "running") -> dict[str, Any]:
         "epochs": epoch,
         "best_epoch": epoch,
         **scores,
-        **{f"epoch_{k}": v for k, v in scores.items()},
+        "rung_score": loss,
     }
 
 
@@ -145,12 +145,12 @@ def test_grid_runs_every_combination_once_with_the_parameters_of_each_choice() -
         "optimizer.lr": {"grid": [0.1, 0.01]},
         "schedule.name": {"choice": {"constant": None, "step": {"schedule.gamma": {"grid": [0.1, 0.5]}}}},
     }
-    grid = load(QUICKSTART, {"search.space": space, "search.searcher": "grid", "search.trials": None})
+    grid = config(search__space=space, search__searcher="grid", search__trials=None)
     assert trial_count(grid.search) == 6
     records = run(Search(grid, None), lambda r, e: 0.5)
     assert [record.values for record in records] == grid_points(grid.search.space)
     assert len({str(record.values) for record in records}) == 6
-    fewer = load(QUICKSTART, {"search.space": space, "search.searcher": "grid", "search.trials": 4})
+    fewer = config(search__space=space, search__searcher="grid", search__trials=4)
     assert len(run(Search(fewer, None), lambda r, e: 0.5)) == 4
 
 

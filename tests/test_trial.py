@@ -7,12 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import Engine, event
 
 from model.pools import ensure_pools
 from sweep import in_process
 from sweep.config import load
 from sweep.searcher import Search, TrialRecord
+from sweep.tensorboard import scalars
 from sweep.trial import Trial, Workplace
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, TINY, UNCONFIRMED
@@ -81,3 +83,19 @@ def test_an_interruption_during_a_write_to_the_study_waits_for_it_and_locks_noth
     search.interrupt()
     again = Search(trial.base, trial.workplace.root / "study.db")
     assert again.records == search.records
+
+
+def test_early_stopping_compares_the_averaged_weights_loss_at_rungs_and_nothing_else(trial: Trial) -> None:
+    stopping = {"search.early_stopping": {"grace_epochs": 1, "reduction_factor": 2}}
+    trial.base = load(QUICKSTART, {**TINY, **UNCONFIRMED, **stopping, "training.epochs": 4})
+    results = [trial.step() for _ in range(4)]
+    trial.close()
+    assert [result["rung_score"] is not None for result in results] == [True, True, False, False]  # 4 is the end
+    state = torch.load(trial.folder / "epoch_0003.pt", weights_only=True)
+    assert state["average"]["n_averaged"] == 3 * 6
+    last = load(QUICKSTART, {**TINY, **UNCONFIRMED, "search.early_stopping": {"grace_epochs": 1, "weights": "last"}})
+    other = Trial(last, trial.workplace, TrialRecord(1, "0001", {}))
+    result = other.step()
+    other.close()
+    assert result["rung_score"] == pytest.approx(scalars(trial.workplace.logs("0001"))["epoch/loss"][0][1])
+    assert result["rung_score"] != results[0]["rung_score"]
