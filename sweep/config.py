@@ -13,6 +13,7 @@ A search space is data: a dotted path, then one of
 
 import difflib
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,6 +88,12 @@ class Parameter(Section):
         """The ends of an interval; None for listed values."""
         return self.uniform or self.loguniform or self.integer
 
+    def place(self, value: Value) -> float:
+        """Where in an interval a value lies, on its own scale: 0 at the low end, 1 at the high end."""
+        assert self.bounds is not None
+        low, high, at = (math.log(x) if self.loguniform else x for x in (*self.bounds, float(value)))
+        return (at - low) / (high - low) if high > low else 0.5
+
     @property
     def options(self) -> list[Value]:
         """The listed values; empty for an interval."""
@@ -120,7 +127,7 @@ class Stopping(Section):
 
 class Asha(Stopping):
     """Rungs at grace_epochs · reduction_factor^k; at each, a trial goes on if it is in the best 1/reduction_factor of
-    those seen there so far. The grace must outlast CTC's all-blank plateau, where all look alike."""
+    its own schedule's trials there so far. The grace must outlast CTC's all-blank plateau, where all look alike."""
 
     name: Literal["asha"] = "asha"
     grace_epochs: Positive = 2

@@ -1,4 +1,21 @@
-"""When a trial stops before its end. Rungs are read from the study's own values, so they are saved with it."""
+"""When a trial stops before its end. Rungs are read from the study's own values, so they are saved with it.
+
+What to compare was measured on 140 trials of eight epochs that all ran to their end (configs/schedules.yaml: seven
+schedules, five rates, four seeds): Spearman's ρ of a score at a rung with the final validation error, and how often the
+best of 24 trials drawn from them would not have been among the better half there.
+
+| validation score | ρ at 1/4 | ρ at 1/2 | best stopped at 1/4 | best stopped at 1/2 | onecycle the best, at 1/4 |
+|---|---|---|---|---|---|
+| last weights: loss | 0.69 | 0.69 | 41 % | 41 % | stopped in 64 % |
+| last weights: error rate | 0.65 | 0.65 | 44 % | 46 % | 73 % |
+| last weights: CER | 0.64 | 0.65 | 45 % | 43 % | 74 % |
+| averaged weights: loss | 0.85 | 0.92 | 2 % | 0 % | 3 % |
+| averaged weights: error rate | 0.84 | 0.92 | 3 % | 0 % | 4 % |
+| averaged weights: CER | 0.84 | 0.91 | 3 % | 0 % | 5 % |
+
+So trials are compared by the averaged weights' loss, and each with those of its own schedule: onecycle still climbs at
+the first rung. In replays of whole sweeps over the same trials (tests/replay.py) the second mattered as much.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,9 +27,12 @@ from optuna.trial import FrozenTrial
 
 from sweep.config import Asha, Median, NoStopping
 
+_BRACKET = "schedule.name"  # one that anneals late is not worse for still having a high rate
+
 
 class AshaPruner(BasePruner):
-    """Stops a trial at a rung unless its value is among the best ⌈n / reduction_factor⌉ of the n seen there so far.
+    """Stops a trial at a rung unless its value is among the best ⌈n / reduction_factor⌉ of the n of its own schedule
+    seen there so far.
 
     Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.2, in its stopping form. Rounded
     up: of the first few trials at a rung more pass than later, when there is something to compare them with.
@@ -28,7 +48,7 @@ class AshaPruner(BasePruner):
         seen = sorted(
             other.intermediate_values[epoch]
             for other in study.get_trials(deepcopy=False)
-            if epoch in other.intermediate_values
+            if epoch in other.intermediate_values and other.params.get(_BRACKET) == trial.params.get(_BRACKET)
         )
         kept = math.ceil(len(seen) / self._config.reduction_factor)
         return trial.intermediate_values[epoch] > seen[kept - 1]

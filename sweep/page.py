@@ -98,9 +98,7 @@ class Page:
     @staticmethod
     def _edge(path: str, parameter: Parameter, value: float) -> list[str]:
         assert parameter.bounds is not None
-        scale: Callable[[float], float] = np.log if parameter.loguniform else float
-        low, high = parameter.bounds
-        place = (scale(value) - scale(low)) / (scale(high) - scale(low)) if high > low else 0.5
+        (low, high), place = parameter.bounds, parameter.place(value)
         if _EDGE <= place <= 1 - _EDGE:
             return []
         if place < 0.5:

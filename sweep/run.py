@@ -254,6 +254,8 @@ def _show(config: SweepConfig, allotment: "Allotment") -> None:
     for _ in range(5):
         if (record := search.ask()) is not None:
             print(f"#   {record.name}")
+    if config.confirm is not None:
+        print(f"# then the best {config.confirm.top} again, with {config.confirm.seeds} fresh seeds each")
     images = sum(spec.file_bytes for spec in pool_specs(config, test=config.confirm is not None).values())
     running, kept = allotment.at_once * resume_bytes(config), search.most * best_bytes(config)
     print("# disk")

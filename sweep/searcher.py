@@ -6,7 +6,7 @@ the study with all its values at once: wherever a search is cut, the next one dr
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,12 +15,14 @@ import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.config import SearchConfig, SweepConfig, Value
+from sweep.config import SearchConfig, Space, SweepConfig, Value, walk
 from sweep.early_stopping import PRUNERS
 from sweep.search_space import grid_points, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+_NEAR = 0.2  # of a range
 
 State = Literal["running", "completed", "stopped", "diverged", "failed", "interrupted"]
 
@@ -171,14 +173,20 @@ class Search:
     @property
     def _top(self) -> list[TrialRecord]:
         """What to confirm, best first: known when the search has ended. A stopped trial comes after those that ran to
-        their end, for its score is not its last word."""
+        their end, for its score is not its last word; what is nearly the same as a better one comes last, for it would
+        tell little more."""
         searched = self._searched
         ended = len(searched) == self.trials and all(record.state in _FINAL_STATES for record in searched)
         if self.confirm is None or not ended:
             return []
         scored = [record for record in searched if record.best_epoch is not None]
         scored.sort(key=lambda record: (record.state != "completed", record.score(self.config.metric), record.number))
-        return scored[: self.confirm.top]
+        distinct: list[TrialRecord] = []
+        for record in scored:
+            if not any(nearly_same(self.config.space, record.values, other.values) for other in distinct):
+                distinct.append(record)
+        rest = [record for record in scored if record not in distinct]
+        return [*distinct, *rest][: self.confirm.top]
 
     def replicates(self, record: TrialRecord) -> list[TrialRecord]:
         return [other for other in self.records.values() if other.replicate_of == record.name]
@@ -352,6 +360,20 @@ class Search:
         self._study.tell(trial, value, state=final)
         for listener in self.listeners:
             listener.ended(record)
+
+
+def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:
+    """Whether all choices are the same and all numbers less than a fifth of their ranges apart."""
+    if values.keys() != others.keys():
+        return False
+    for path, parameter, given in walk(space):
+        if path in values and given.items() <= values.items():
+            if parameter.bounds is None:
+                if values[path] != others[path]:
+                    return False
+            elif abs(parameter.place(values[path]) - parameter.place(others[path])) >= _NEAR:
+                return False
+    return True
 
 
 def mean_test_error(replicates: list[TrialRecord]) -> float:

@@ -5,18 +5,20 @@ The file has a row for each epoch of each trial: its validation scores, and the 
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import optuna
 import torch
 
+from model import checkpoints
 from model.data import Data
 from model.evaluation import evaluate
 from model.pools import ensure_pools
-from model.predict import Recognizer
+from model.training import make_network
 from sweep.config import load, read_trial
 from sweep.tensorboard import scalars
 
@@ -46,7 +48,7 @@ class GroundTruth:
                 key = (row["schedule"], float(row["rate"]), int(row["seed"]))
                 new = Recorded(key[1], key[0], key[2], float(row["test_error_rate"]), [])
                 trial = self.trials.setdefault(key, new)
-                trial.epochs.append({name: float(row[name]) for name in (*SCORES, AVERAGED)})
+                trial.epochs.append({name: float(row[name] or "nan") for name in (*SCORES, AVERAGED)})
 
     @cached_property
     def rates(self) -> list[float]:
@@ -78,16 +80,21 @@ def main(root: Path) -> None:
     config = load(root / "sweep.yaml")
     pools = Path(str(config.data.path))
     ensure_pools(config, pools, workers=2, test=True)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{root / 'study.db'}")
     with FILE.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["schedule", "rate", "seed", "epoch", *SCORES, "test_error_rate"])
+        writer = csv.DictWriter(stream, ["schedule", "rate", "seed", "epoch", *SCORES, AVERAGED, "test_error_rate"])
         writer.writeheader()
-        writer.writerows(row for folder in sorted((root / "trials").iterdir()) for row in rows(folder, pools))
+        for recorded in study.trials:
+            folder = root / "trials" / recorded.user_attrs["record"]["name"]
+            writer.writerows(rows(folder, pools, recorded.intermediate_values))
 
 
-def rows(folder: Path, pools: Path) -> Iterator[dict[str, str | float]]:
+def rows(folder: Path, pools: Path, averaged: Mapping[int, float]) -> Iterator[dict[str, str | float]]:
+    """`averaged`: what early stopping compared, by epoch; it does not look at the last one."""
     trial = read_trial(folder / "config.yaml")
     data = Data(trial, pools, torch.device("cpu"))
-    network = Recognizer.from_checkpoint(folder / "best.pt").network
+    network = make_network(trial, data.device)
+    network.load_state_dict(checkpoints.load(folder / "best.pt")["network"])
     tested, _ = evaluate(network, data.batches(*data.open("test")), "bfloat16")
     curves = scalars(folder.parent.parent / "tensorboard" / folder.name)
     for epoch in range(trial.training.epochs):
@@ -97,6 +104,7 @@ def rows(folder: Path, pools: Path) -> Iterator[dict[str, str | float]]:
             "seed": trial.training.seed,
             "epoch": epoch + 1,
             **{name: f"{curves[f'epoch/{name}'][epoch][1]:.6g}" for name in SCORES},
+            AVERAGED: f"{averaged[epoch + 1]:.6g}" if epoch + 1 in averaged else "",
             "test_error_rate": f"{tested.error_rate:.6g}",
         }
 

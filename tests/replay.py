@@ -20,16 +20,29 @@ from tests.conftest import REPOSITORY
 from tests.ground_truth import AVERAGED, GroundTruth
 
 CONFIG = REPOSITORY / "configs" / "schedules.yaml"
-ASHA = {"name": "asha", "metric": "loss", "grace_epochs": 2, "reduction_factor": 2}
+ASHA = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
+CONFIRM = {"top": 5, "seeds": 3}
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a sweep searches; without `trials`, as many as the first method's epochs allow."""
-
     name: str
-    settings: Mapping[str, Any]
+    searcher: str
     trials: int
+    early_stopping: Mapping[str, Any] | str = "none"
+    confirm: Mapping[str, int] | None = None
+
+
+TPE = Method("tpe + asha + confirm", "tpe", 36, ASHA, CONFIRM)
+# The others have about as many epochs as TPE; the grid is every config once.
+METHODS = [
+    TPE,
+    Method("random + asha + confirm", "random", 36, ASHA, CONFIRM),
+    Method("tpe + asha", "tpe", 62, ASHA),
+    Method("random + asha", "random", 62, ASHA),
+    Method("random", "random", 44),
+    Method("grid", "grid", 35),
+]
 
 
 @dataclass(frozen=True)
@@ -63,12 +76,14 @@ class Replay:
     def _config(self, method: Method, seed: int) -> SweepConfig:
         rates, schedules = self.truth.rates, self.truth.schedules
         half = math.sqrt(rates[1] / rates[0])
+        between = {"loguniform": [rates[0] / half, rates[-1] * half]}
         space = {
-            "optimizer.lr": {"loguniform": [rates[0] / half, rates[-1] * half]},
+            "optimizer.lr": {"grid": rates} if method.searcher == "grid" else between,
             "schedule.name": {"choice": schedules},
         }
-        common = {"search.space": space, "search.trials": method.trials, "search.seed": 1000 * seed}
-        return load(CONFIG, {**common, **method.settings})
+        search = {"searcher": method.searcher, "trials": method.trials, "early_stopping": method.early_stopping}
+        values = {"confirm": method.confirm, "search": {**search, "space": space, "seed": 1000 * seed}}
+        return load(CONFIG, values)
 
     def _nearest(self, record: TrialRecord) -> tuple[str, float]:
         wanted = math.log(float(record.values["optimizer.lr"]))
@@ -102,3 +117,24 @@ def summary(replay: Replay, method: Method, replays: int) -> dict[str, float]:
         "regret": fmean(outcome.regret for outcome in outcomes),
         "epochs": fmean(outcome.epochs for outcome in outcomes),
     }
+
+
+def main(replays: int = 100) -> None:
+    replay = Replay(GroundTruth())
+    schedule, rate = replay.best
+    every = len(replay.truth.trials) * replay.truth.epochs
+    print(f"the best: {schedule} at {rate:g}, {replay.means[replay.best]:.2%} ± {replay.standard_error:.2%} wrong")
+    print(
+        "| search | picks the best | within a standard error of it | regret, points | epochs, of the ground truth's |"
+    )
+    print("|---|---|---|---|---|")
+    for method in METHODS:
+        found = summary(replay, method, replays)
+        print(
+            f"| {method.name}, {method.trials} trials | {found['best']:.0%} | {found['within_standard_error']:.0%} "
+            f"| {100 * found['regret']:.2f} | {found['epochs']:.0f} ({found['epochs'] / every:.0%}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,8 @@ def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
 
 def test_asha_keeps_the_best_half_of_those_seen_at_a_rung_and_says_so_to_optuna(tmp_path: Path) -> None:
     asha = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
-    search = Search(config(search__trials=4, search__early_stopping=asha), tmp_path / "study.db")
+    settings = {"search__trials": 4, "search__early_stopping": asha, "search__space": NUMBERS}
+    search = Search(config(**settings), tmp_path / "study.db")
     losses = {0: 0.5, 1: 0.9, 2: 0.4, 3: 0.45}
     records = run(search, lambda record, epoch: losses[record.number] - 0.01 * epoch)
     # Rung 2: 0 passes alone; 1 is the worse of two; 2 is the best of three; 3 is the second of four.
@@ -85,6 +86,38 @@ def test_asha_keeps_the_best_half_of_those_seen_at_a_rung_and_says_so_to_optuna(
     ]
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
+
+
+def test_asha_compares_a_trial_with_those_of_its_own_schedule() -> None:
+    space = {"optimizer.lr": {"grid": [1e-3, 2e-3]}, "schedule.name": {"grid": ["constant", "onecycle"]}}
+    asha = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
+    search = Search(config(search__space=space, search__searcher="grid", search__early_stopping=asha), None)
+    late = {"constant": 0.1, "onecycle": 0.5}
+
+    def loss(record: TrialRecord, epoch: int) -> float:
+        return late[str(record.values["schedule.name"])] + 10 * float(record.values["optimizer.lr"])
+
+    states = {(r.values["schedule.name"], r.values["optimizer.lr"]): r.state for r in run(search, loss)}
+    assert states == {
+        ("constant", 1e-3): "completed",
+        ("constant", 2e-3): "stopped",
+        ("onecycle", 1e-3): "completed",  # worse than both, and the best of its own
+        ("onecycle", 2e-3): "stopped",
+    }
+
+
+def test_what_is_nearly_the_same_as_a_better_config_is_confirmed_last() -> None:
+    points = [
+        {"optimizer.lr": 1e-3, "schedule.name": "constant"},
+        {"optimizer.lr": 1.2e-3, "schedule.name": "constant"},
+        {"optimizer.lr": 1e-2, "schedule.name": "constant"},
+        {"optimizer.lr": 1e-3, "schedule.name": "step", "schedule.gamma": 0.1},
+    ]
+    few = {"search__points": points, "search__trials": 4}
+    for top, expected in ((3, [0, 2, 3]), (4, [0, 2, 3, 1])):
+        search = Search(confirming(confirm={"top": top, "seeds": 1}, **few), None)
+        records = run(search, lambda record, epoch: 0.1 * (1 + record.number))
+        assert [record.replicate_of for record in records[4:]] == [records[number].name for number in expected]
 
 
 @pytest.mark.parametrize(("grace", "factor", "rungs"), [(1, 2, [1, 2, 4, 8]), (2, 3, [2, 6]), (3, 2, [3, 6])])
