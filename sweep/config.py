@@ -127,7 +127,8 @@ class Stopping(Section):
 
 class Asha(Stopping):
     """Rungs at grace_epochs · reduction_factor^k; at each, a trial goes on if it is in the best 1/reduction_factor of
-    its own schedule's trials there so far. The grace must outlast CTC's all-blank plateau, where all look alike."""
+    those seen there so far. The grace must outlast CTC's all-blank plateau, where all look alike, and better also the
+    warm-up of a schedule that starts low: a third of the epochs."""
 
     name: Literal["asha"] = "asha"
     grace_epochs: Positive = 2

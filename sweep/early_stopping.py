@@ -13,8 +13,10 @@ best of 24 trials drawn from them would not have been among the better half ther
 | averaged weights: error rate | 0.84 | 0.92 | 3 % | 0 % | 4 % |
 | averaged weights: CER | 0.84 | 0.91 | 3 % | 0 % | 5 % |
 
-So trials are compared by the averaged weights' loss, and each with those of its own schedule: onecycle still climbs at
-the first rung. In replays of whole sweeps over the same trials (tests/replay.py) the second mattered as much.
+So trials are compared by the averaged weights' loss. In 100 replays of sweeps over the same trials (tests/replay.py, 40
+trials, rungs at 3 and 6 of 8 epochs) the pick was always within a standard error of the best; with the last weights in
+60 %. Comparing a trial only with those of its own schedule gave 94 %, and 76 % with the last weights: it keeps half of
+each bad schedule. A first rung at 1/4, while onecycle still climbs, gave 88 %.
 """
 
 import math
@@ -27,12 +29,9 @@ from optuna.trial import FrozenTrial
 
 from sweep.config import Asha, Median, NoStopping
 
-_BRACKET = "schedule.name"  # one that anneals late is not worse for still having a high rate
-
 
 class AshaPruner(BasePruner):
-    """Stops a trial at a rung unless its value is among the best ⌈n / reduction_factor⌉ of the n of its own schedule
-    seen there so far.
+    """Stops a trial at a rung unless its value is among the best ⌈n / reduction_factor⌉ of the n seen there so far.
 
     Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.2, in its stopping form. Rounded
     up: of the first few trials at a rung more pass than later, when there is something to compare them with.
@@ -48,7 +47,7 @@ class AshaPruner(BasePruner):
         seen = sorted(
             other.intermediate_values[epoch]
             for other in study.get_trials(deepcopy=False)
-            if epoch in other.intermediate_values and other.params.get(_BRACKET) == trial.params.get(_BRACKET)
+            if epoch in other.intermediate_values
         )
         kept = math.ceil(len(seen) / self._config.reduction_factor)
         return trial.intermediate_values[epoch] > seen[kept - 1]

@@ -22,7 +22,7 @@ from sweep.search_space import grid_points, suggest
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-_NEAR = 0.2  # of a range
+_NEAR = 0.1  # of a range
 
 State = Literal["running", "completed", "stopped", "diverged", "failed", "interrupted"]
 
@@ -363,7 +363,7 @@ class Search:
 
 
 def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:
-    """Whether all choices are the same and all numbers less than a fifth of their ranges apart."""
+    """Whether all choices are the same and all numbers less than a tenth of their ranges apart."""
     if values.keys() != others.keys():
         return False
     for path, parameter, given in walk(space):

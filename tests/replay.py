@@ -20,8 +20,8 @@ from tests.conftest import REPOSITORY
 from tests.ground_truth import AVERAGED, GroundTruth
 
 CONFIG = REPOSITORY / "configs" / "schedules.yaml"
-ASHA = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
-CONFIRM = {"top": 5, "seeds": 3}
+ASHA = {"name": "asha", "grace_epochs": 3, "reduction_factor": 2}
+CONFIRM = {"top": 3, "seeds": 3}
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,15 @@ class Method:
     confirm: Mapping[str, int] | None = None
 
 
-TPE = Method("tpe + asha + confirm", "tpe", 36, ASHA, CONFIRM)
+TPE = Method("tpe + asha + confirm", "tpe", 40, ASHA, CONFIRM)
 # The others have about as many epochs as TPE; the grid is every config once.
 METHODS = [
     TPE,
-    Method("random + asha + confirm", "random", 36, ASHA, CONFIRM),
-    Method("tpe + asha", "tpe", 62, ASHA),
-    Method("random + asha", "random", 62, ASHA),
-    Method("random", "random", 44),
+    Method("random + asha + confirm", "random", 43, ASHA, CONFIRM),
+    Method("tpe + asha", "tpe", 52, ASHA),
+    Method("random + asha", "random", 58, ASHA),
+    Method("tpe", "tpe", 39),
+    Method("random", "random", 39),
     Method("grid", "grid", 35),
 ]
 
@@ -112,7 +113,6 @@ class Replay:
 def summary(replay: Replay, method: Method, replays: int) -> dict[str, float]:
     outcomes = [replay.sweep(method, seed) for seed in range(replays)]
     return {
-        "best": fmean(outcome.config == replay.best for outcome in outcomes),
         "within_standard_error": fmean(outcome.regret <= replay.standard_error for outcome in outcomes),
         "regret": fmean(outcome.regret for outcome in outcomes),
         "epochs": fmean(outcome.epochs for outcome in outcomes),
@@ -124,14 +124,12 @@ def main(replays: int = 100) -> None:
     schedule, rate = replay.best
     every = len(replay.truth.trials) * replay.truth.epochs
     print(f"the best: {schedule} at {rate:g}, {replay.means[replay.best]:.2%} ± {replay.standard_error:.2%} wrong")
-    print(
-        "| search | picks the best | within a standard error of it | regret, points | epochs, of the ground truth's |"
-    )
-    print("|---|---|---|---|---|")
+    print("| search | within a standard error of the best | regret, points of error | epochs, of all recorded |")
+    print("|---|---|---|---|")
     for method in METHODS:
         found = summary(replay, method, replays)
         print(
-            f"| {method.name}, {method.trials} trials | {found['best']:.0%} | {found['within_standard_error']:.0%} "
+            f"| {method.name}, {method.trials} trials | {found['within_standard_error']:.0%} "
             f"| {100 * found['regret']:.2f} | {found['epochs']:.0f} ({found['epochs'] / every:.0%}) |"
         )
 

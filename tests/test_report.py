@@ -1,11 +1,16 @@
 """The verdict's statistics against figures worked out by hand, and the page of a real sweep."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.request import urlopen
+from wsgiref.simple_server import make_server
 
 import numpy as np
+import optuna_dashboard
 import pytest
 
 from sweep.comparison import Comparison
@@ -174,6 +179,24 @@ def test_top_is_a_log_directory_of_the_best_five(root: Path) -> None:
     best = [f"{row['rank']}_{row['trial']}" for row in leaderboard(root)[:5]]
     with serve(root / "top") as board:
         assert sorted(board.runs()) == sorted([*best, *(f"{name}/train" for name in best)])
+
+
+def test_the_study_opens_in_optunas_dashboard(root: Path) -> None:
+    dashboard = optuna_dashboard.wsgi(f"sqlite:///{root / 'study.db'}")
+    with make_server("127.0.0.1", 0, dashboard) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        def get(route: str) -> Any:
+            with urlopen(f"http://127.0.0.1:{server.server_port}/api/{route}") as answer:
+                return json.load(answer)
+
+        (study,) = get("studies")["study_summaries"]
+        trials = get(f"studies/{study['study_id']}")["trials"]
+        server.shutdown()
+    assert study["study_name"] == "sweep"
+    assert [(trial["number"], trial["state"]) for trial in trials] == [(number, "Complete") for number in range(10)]
+    best = min(float(row["error_rate"]) for row in leaderboard(root))
+    assert min(float(trial["values"][0]) for trial in trials) == pytest.approx(best)
 
 
 def test_two_sweeps_are_compared_on_the_same_images(

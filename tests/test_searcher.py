@@ -88,24 +88,6 @@ def test_asha_keeps_the_best_half_of_those_seen_at_a_rung_and_says_so_to_optuna(
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
 
 
-def test_asha_compares_a_trial_with_those_of_its_own_schedule() -> None:
-    space = {"optimizer.lr": {"grid": [1e-3, 2e-3]}, "schedule.name": {"grid": ["constant", "onecycle"]}}
-    asha = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
-    search = Search(config(search__space=space, search__searcher="grid", search__early_stopping=asha), None)
-    late = {"constant": 0.1, "onecycle": 0.5}
-
-    def loss(record: TrialRecord, epoch: int) -> float:
-        return late[str(record.values["schedule.name"])] + 10 * float(record.values["optimizer.lr"])
-
-    states = {(r.values["schedule.name"], r.values["optimizer.lr"]): r.state for r in run(search, loss)}
-    assert states == {
-        ("constant", 1e-3): "completed",
-        ("constant", 2e-3): "stopped",
-        ("onecycle", 1e-3): "completed",  # worse than both, and the best of its own
-        ("onecycle", 2e-3): "stopped",
-    }
-
-
 def test_what_is_nearly_the_same_as_a_better_config_is_confirmed_last() -> None:
     points = [
         {"optimizer.lr": 1e-3, "schedule.name": "constant"},

@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_interrupts_a_trial_and_does_not_fail_it(tmp_path: P
     trial.close()
 
 
-@pytest.mark.parametrize("write", range(0, 30, 3))
+@pytest.mark.parametrize("write", range(0, 30, 6))
 def test_an_interruption_during_a_write_to_the_study_waits_for_it_and_locks_nothing(trial: Trial, write: int) -> None:
     search = Search(trial.base, trial.workplace.root / "study.db")
     writes = iter(range(1000))
