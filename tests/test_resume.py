@@ -54,8 +54,9 @@ def test_a_local_sweep_killed_anywhere_ends_as_if_it_had_not_been(
     local: StartLocal, tmp_path: Path, searcher: str, at_once: int
 ) -> None:
     settings: dict[str, Any] = {"search__max_concurrent": at_once, "search__searcher": searcher, "search__trials": 6}
-    settings["confirm"] = "{top: 1, seeds: 2}"
-    if searcher != "tpe":
+    if searcher == "tpe":
+        settings["confirm"] = "{top: 1, seeds: 2}"
+    else:
         numbers = "{optimizer.lr: {loguniform: [1e-3, 3e-2]}, network.dropout: {uniform: [0, 0.3]}}"
         settings["search__space"] = numbers
     code, printed = local("whole", **settings).wait()
