@@ -22,6 +22,7 @@ from sweep.significance import SeedsAndImages, holm, interval, p_value
 from sweep.trial import Workplace
 from sweep.verdict import Verdict
 from tests.board import serve
+from tests.conftest import QUICKSTART
 from tests.processes import LocalSweep
 from tests.results import leaderboard
 
@@ -173,6 +174,31 @@ def test_the_command_writes_the_same_page_again(root: Path, capsys: pytest.Captu
     assert main([str(root)]) == 0
     assert capsys.readouterr().out.strip().endswith("report.html")
     assert (root / "report.html").read_bytes() == before
+
+
+def test_the_report_says_what_early_stopping_saved_and_how_well_its_rungs_foretold_the_end(tmp_path: Path) -> None:
+    stopping = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
+    settings = {"search.trials": 9, "search.early_stopping": stopping, "data.path": str(tmp_path), "confirm": None}
+    config = load(QUICKSTART, settings)
+    search = Search(config, tmp_path / "study.db")
+    while (record := search.ask()) is not None:
+        error, epoch, goes_on = (10 - record.number) / 20, 0, True  # each better than all before it, but the last two
+        error += 0.9 * (record.number > 6)
+        while goes_on:
+            epoch += 1
+            scores = {"error_rate": error, "cer": error, "loss": error, "rung_score": error, "best_epoch": epoch}
+            state = "completed" if epoch == search.epochs else "running"
+            told = {"state": state, "epochs": epoch, "seconds": 5.0 * epoch}
+            goes_on = search.report(record.number, scores | told)
+    (tmp_path / "sweep.log").touch()
+    workplace = Workplace(tmp_path, tmp_path, threads=1, gpus=0)
+    facts = dict(Page(config, workplace, Verdict(config, workplace, search)).facts())
+    assert facts["trials"] == "7 completed, 2 stopped"
+    assert facts["early stopping"] == f"asha saved {2 * 5 * (config.training.epochs - 2)} seconds of training"
+    for epoch in (2, 4):
+        assert facts[f"after epoch {epoch}"] == (
+            "Spearman's ρ of the averaged weights' loss with the error in the end: 1.00, over 7 completed trials"
+        )
 
 
 def test_top_is_a_log_directory_of_the_best_five(root: Path) -> None:
