@@ -46,10 +46,8 @@ def killed_again_and_again(root: Path, sweep: LocalSweep, draw: random.Random) -
     return kills, printed
 
 
-@pytest.mark.parametrize(
-    ("searcher", "at_once"),
-    [("tpe", 2), *(pytest.param(*other, marks=pytest.mark.slow) for other in (("qmc", 1), ("cmaes", 2)))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("searcher", "at_once"), [("tpe", 2), ("qmc", 1), ("cmaes", 2)])
 def test_a_local_sweep_killed_anywhere_ends_as_if_it_had_not_been(
     local: StartLocal, tmp_path: Path, searcher: str, at_once: int
 ) -> None:
