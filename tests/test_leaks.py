@@ -44,7 +44,6 @@ class Probe:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_hundred_local_trials_hold_no_more_than_twenty(tmp_path: Path, cache: Path) -> None:
     few = {"data.train_images": 32, "data.valid_images": 16, "training.epochs": 1, "search.trials": 100}
     config: SweepConfig = load(QUICKSTART, {**TINY, **UNCONFIRMED, **few, "search.early_stopping": "none"})
