@@ -19,7 +19,7 @@ _STATISTICS = 512  # training images from which batch-norm learns its statistics
 
 class AveragedWeights:
     """Over about the last tenth of `steps`; near the start, where that would be the initial weights, over less (decay
-    (1 + t) / (10 + t) after t steps)."""
+    (1 + t) / (10 + t) after t steps, as TensorFlow's ExponentialMovingAverage has it)."""
 
     def __init__(self, network: nn.Module, steps: int) -> None:
         self._network, self._longest = network, max(0.0, 1 - 10 / steps)

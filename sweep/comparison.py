@@ -57,14 +57,12 @@ class Comparison:
         if confirmed:
             runs = [sweep.confirmed[0].wrong for sweep in self.sweeps]
             p = SeedsAndImages(runs).p_value(*runs)
-            errors = [float(wrong.mean()) for wrong in runs]
         else:
             runs = [sweep.readings[0].wrong for sweep in self.sweeps]
             p = p_value(*runs)
-            errors = [float(wrong.mean()) for wrong in runs]
         if p >= SURE:
             return f"On the same images the two winners can't be told apart (p = {p:.2g})."
-        better = int(np.argmin(errors))
+        better = int(np.argmin([wrong.mean() for wrong in runs]))
         return f"On the same images the winner of {self.names[better]} reads better (p = {p:.2g})."
 
     def rows(self) -> list[tuple[str, list[str]]]:

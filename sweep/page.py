@@ -88,7 +88,8 @@ class Page:
                 values = self.scored[0].values
                 if path in values and given.items() <= values.items():
                     found += self._edge(path, parameter, float(values[path])) if parameter.bounds else []
-        ended = sum(record.state in ("completed", "stopped") for record in self.ranked)
+        searched = [record for record in self.ranked if record.replicate_of is None]
+        ended = sum(record.state in ("completed", "stopped") for record in searched)
         if ended < 4 * len(self.paths):
             found.append(
                 f"{ended} trials are few for {len(self.paths)} searched values: take the importances below as a hint."

@@ -102,13 +102,8 @@ class Reporter:
         columns, rows = table(ranked, self._config.search.space)
         replace_file(self._workplace.root / "leaderboard.csv", as_csv(columns, rows).encode())
         if ranked:
-            hidden = {
-                "trial",
-                "seconds",
-                "loss",
-                "error",
-                "replicate_of",
-            }  # TensorBoard breaks wide tables inside words
+            # TensorBoard breaks wide tables inside words.
+            hidden = {"trial", "seconds", "loss", "error", "replicate_of"}
             shown = [index for index, column in enumerate(columns) if column not in hidden]
             narrow = [[row[index] for index in shown] for row in (columns, *rows)]
             self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)

@@ -41,10 +41,12 @@ def best_bytes(config: TrialConfig) -> int:
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def resume_bytes(config: TrialConfig) -> int:
-    """Of the two checkpoints that a running trial keeps: weights, their average, the optimiser's moments of each."""
+def resume_bytes(config: SweepConfig) -> int:
+    """Of the two checkpoints that a running trial keeps: weights, the optimiser's moments of each, and their average if
+    early stopping compares it."""
     moments = {"adam": 2, "adamw": 2, "sgd": 1 if config.optimizer.momentum else 0}
-    return 2 * best_bytes(config) * (2 + moments[config.optimizer.name])
+    averages = getattr(config.search.early_stopping, "weights", None) == "averaged"
+    return 2 * best_bytes(config) * (1 + moments[config.optimizer.name] + averages)
 
 
 def this_machine() -> Machine:

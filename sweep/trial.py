@@ -23,7 +23,7 @@ from model.evaluation import Samples, evaluate
 from model.files import replace_file
 from model.training import Diverged, Epoch, make_network, train
 from sweep import badcases
-from sweep.config import ConfigError, NoStopping, SweepConfig, read_trial, walk
+from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial, walk
 from sweep.early_stopping import decides
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import TrialWriter
@@ -124,7 +124,7 @@ class Trial:
             begin = time.monotonic()
             network = make_network(config, device)
             average = None
-            if getattr(self.base.search.early_stopping, "weights", None) == "averaged":
+            if self._stopping is not None and self._stopping.weights == "averaged":
                 average = AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
             for epoch in train(config, network, data, writer.log, start, average):
                 writer.epoch(epoch.number, epoch.train, epoch.valid, epoch.best_valid.error_rate)
@@ -158,11 +158,16 @@ class Trial:
                 yield {**result, "note": note}
                 seconds, begin = result["seconds"], time.monotonic()
 
+    @property
+    def _stopping(self) -> Asha | Median | None:
+        """None for a trial that nothing stops early, as a replicate."""
+        stopping = self.base.search.early_stopping
+        return None if isinstance(stopping, NoStopping) or self.record.replicate_of else stopping
+
     def _rung_score(self, epoch: Epoch, average: AveragedWeights | None, data: Data) -> float | None:
-        """What early stopping compares; None after an epoch that it does not look at, and of a replicate."""
-        stopping, training = self.base.search.early_stopping, data.config.training
-        last = epoch.number == training.epochs
-        if isinstance(stopping, NoStopping) or not decides(stopping, epoch.number) or self.record.replicate_of or last:
+        """What early stopping compares; None after an epoch that it does not look at."""
+        stopping, training = self._stopping, data.config.training
+        if stopping is None or epoch.number == training.epochs or not decides(stopping, epoch.number):
             return None
         numeric = precision.resolve(training.precision, data.device)
         scores = epoch.valid if average is None else average.scores(data, epoch.number, numeric)
