@@ -56,7 +56,7 @@ class Terminal:
         search, device = config.search, torch.device("cuda" if allotment.gpus else "cpu")
         stopping = search.early_stopping
         stopped = (
-            f"{stopping.name} on {stopping.metric} from epoch {stopping.grace_epochs}"
+            f"{stopping.name} on the {stopping.weights} weights' {stopping.metric} from epoch {stopping.grace_epochs}"
             if not isinstance(stopping, NoStopping)
             else "no early stopping"
         )

@@ -88,6 +88,25 @@ def test_asha_keeps_the_best_half_of_those_seen_at_a_rung_and_says_so_to_optuna(
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
 
 
+def test_a_stopped_trial_is_confirmed_after_those_that_ran_to_their_end() -> None:
+    stopping = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    few = {"search__trials": 3, "search__early_stopping": stopping, "confirm": {"top": 2, "seeds": 1}}
+    points = [{"optimizer.lr": rate, "schedule.name": "constant"} for rate in (1e-4, 1e-3, 1e-2)]
+    search = Search(confirming(search__points=points, **few), None)
+    for rung_score, error in ((0.1, 0.3), (0.9, 0.2), (0.05, 0.4)):  # the second is stopped, and scored best until then
+        record, epoch, goes_on = search.ask(), 0, True
+        assert record is not None
+        while goes_on:
+            epoch += 1
+            told = result(epoch, error, "completed" if epoch == search.epochs else "running")
+            goes_on = search.report(record.number, told | {"rung_score": rung_score})
+    assert [record.state for record in search.records.values()] == ["completed", "stopped", "completed"]
+    for original in (0, 2):
+        replicate = search.ask()
+        assert replicate is not None
+        assert replicate.replicate_of == search.records[original].name
+
+
 def test_what_is_nearly_the_same_as_a_better_config_is_confirmed_last() -> None:
     points = [
         {"optimizer.lr": 1e-3, "schedule.name": "constant"},
