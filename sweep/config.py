@@ -364,6 +364,11 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
             case "union_tag_invalid":
                 path += ".name"
                 message = f"{context['tag']!r} is not allowed: should be one of {context['expected_tags']}"
+            case "model_type":
+                keys = ", ".join(_section(model, (*item["loc"], "")).model_fields)
+                message = f"{item['input']!r:.80} is not allowed: should be a mapping with the keys {keys}"
+            case "model_attributes_type" | "dict_type":
+                message = f"{item['input']!r:.80} is not allowed: should be a mapping"
             case "missing":
                 message = "is missing"
             case "too_short":
