@@ -73,6 +73,7 @@ def test_a_local_sweep_killed_anywhere_ends_as_if_it_had_not_been(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["true", "false"], ids=["fast", "slow"])
 def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_scars(
     local: StartLocal, tmp_path: Path, loader: str

@@ -178,6 +178,7 @@ def test_hparams_over_http_are_one_finished_row_per_trial(ray_sweep: tuple[Path,
 STOPPING = {**SETTINGS, "search.early_stopping": "{name: asha, grace_epochs: 1}", "search.max_concurrent": 1}
 
 
+@pytest.mark.slow
 def test_local_mode_repeats_ray_bit_for_bit_and_itself(sweep: Run, tmp_path: Path) -> None:
     assert sweep(tmp_path, "--name", "ray", settings=STOPPING).returncode == 0
     assert sweep(tmp_path, "--name", "local", "--local", settings=STOPPING).returncode == 0
