@@ -1,8 +1,29 @@
 """When Ctrl-C and SIGTERM take effect."""
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def listen() -> None:
+    """From here on SIGTERM raises KeyboardInterrupt, as Ctrl-C does, and neither is ever lost."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _once_more
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised in a finaliser or a weak reference's callback: Ctrl-C comes again a moment later."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
+from sweep import interrupts
 from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.listen()
     logging.raiseExceptions = False  # a full disk is told once, in a sentence
     try:
         return _run(options)
@@ -62,10 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(options: argparse.Namespace) -> int:
