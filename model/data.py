@@ -66,7 +66,7 @@ class Data:
             order = torch.randperm(len(pool_labels), generator=generator)[:count]
             there = order.to(pool_images.device)
             for rows, labels in zip(there.split(size), pool_labels[order].split(size), strict=True):
-                images = pool_images[rows]
+                images = pool_images.index_select(0, rows)  # ten times as fast as indexing, on the CPU
                 # From pinned memory a batch travels while the device still trains on the last one.
                 yield images.pin_memory() if images.device != self.device else images, labels
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.captchas import render
-from model.config import CaptchaConfig, TrialConfig
+from model.config import CaptchaConfig, TrialConfig, override
 from model.files import replace_file
 from model.pools import ensure_pools
 from model.training import LOG_POINTS
@@ -35,9 +35,10 @@ from sweep.run import QUICKSTART
 from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
 
-EPOCH_SECONDS = 2.0  # an epoch here; a real one may take hours
+EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
+STEP_SECONDS = 0.5  # a step that takes longer is measured in smaller batches: this must end in minutes
 ROUNDS = 5
-TRIALS, TRIAL_SECONDS = 4, 30.0  # of the small sweep
+TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 8  # of the small sweep
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 _ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
 
@@ -72,7 +73,7 @@ class Bench:
     def row(self, what: str, figure: str, note: str = "") -> None:
         self.rows.append((what, figure, note))
 
-    def rendering(self, seconds: float = 0.7) -> None:
+    def rendering(self, seconds: float = 0.5) -> None:
         """One process against two, and against one for each core."""
         captcha, counts = self.config.captcha, sorted({1, 2, self.machine.cpus})
         with ProcessPoolExecutor(counts[-1]) as pool:
@@ -99,20 +100,26 @@ class Bench:
             for number in range(self._most_at_once):
                 lanes.append(self._lane(number, sized(self.trial, self.trial.training.batch_size, 1, 1)))
                 closing.callback(lanes[-1].close)
+            _all(lanes, "rate", "trial", 0)
+            memory = _all(lanes, "memory")
+            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in memory)
             small = self._small(lanes[0])
             ensure_pools(small, self.folder / "pools", self.machine.cpus)
-            for what, *arguments in (("use", small), ("rate", "trial", 0), ("memory",)):
-                for lane in lanes:
-                    lane.ask(what, *arguments)
-                answers = [lane.answer() for lane in lanes]
-            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in answers)
+            _all(lanes, "use", small)
+            _all(lanes, "rate", "trial", 0)
             self._one(lanes[0])
-            self._several(lanes, [device for _, device in answers])
+            self._several(lanes, [device for _, device in memory])
 
     def _small(self, lane: RunningLane) -> TrialConfig:
         """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
+        whole = batch = self.trial.training.batch_size
         lane.call("rate", "bare", 0)
-        batch = self.trial.training.batch_size
+        step = whole / lane.call("rate", "bare", 0)
+        while batch > 1 and step * batch / whole > STEP_SECONDS:
+            batch //= 2
+        if batch < whole:
+            self.row("measured in batches of", f"{batch}", f"a step of {whole} takes {step:.1f} s")
+            self.trial = TrialConfig.model_validate(override(self.trial.model_dump(), {"training.batch_size": batch}))
         steps = max(1, round(lane.call("rate", "bare", 1.0) * EPOCH_SECONDS / batch))
         every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
         self.epoch_images = steps * batch
@@ -129,7 +136,9 @@ class Bench:
             mine, each = sorted(os.sched_getaffinity(0)), self.allotment.threads
             cpus = tuple(mine[number * each : (number + 1) * each])
         folder = self.folder / f"lane-{number}"
-        return RunningLane(Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus))
+        return RunningLane(
+            Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus, self.config.averages)
+        )
 
     def _one(self, lane: RunningLane) -> None:
         for stream in ("reading", "bare", "trial", "evaluation", "plain"):
@@ -150,7 +159,7 @@ class Bench:
         epoch = training_images / statistics.median(rates["trial"])
         epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
         trial_seconds = self.config.training.epochs * epoch
-        graph, each = lane.call("logging", self.trial)
+        graph, each = lane.call("logging", self.config.trial())
         trials = trial_count(self.config.search)
         logging = each + graph * min(1.0, self.allotment.at_once / trials)  # traced once in each process
         checkpoint, size = lane.call("checkpoint")
@@ -195,15 +204,13 @@ class Bench:
         self.row("recommended", f"{count} at once", f"resources: {{{share}}}")
 
     def _at_once(self, lanes: Sequence[RunningLane]) -> float:
-        for lane in lanes:
-            lane.ask("rate", "trial", _ENOUGH * EPOCH_SECONDS)
-        return float(sum(lane.answer() for lane in lanes))
+        return float(sum(_all(lanes, "rate", "trial", _ENOUGH * EPOCH_SECONDS)))
 
     def sweep(self) -> None:
         """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
-        epochs = max(1, math.ceil(TRIAL_SECONDS * self.rate_at_once / self.epoch_images))
         slots = min(self.allotment.at_once, TRIALS)
-        config = sized(self.trial, self.epoch_images, epochs, max(1, self.epoch_images // 5))
+        each = math.ceil(TRIAL_SECONDS * self.rate_at_once / SWEEP_EPOCHS)
+        config = sized(self.trial, each, SWEEP_EPOCHS, max(1, each // 20))
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
         wall, root = self._run_sweep(config, TRIALS)
         with (root / "leaderboard.csv").open() as file:
@@ -237,7 +244,7 @@ class Bench:
     def plain_sweep(self) -> None:
         """A whole sweep, ours and Ray Tune's defaults around the notebook's way; neither has its images yet."""
         images_each = max(1, PLAIN_IMAGES // 5)
-        config = sized(self.trial, images_each, 5, self.config.data.valid_images)
+        config = sized(self.config.trial(), images_each, 5, self.config.data.valid_images)
         done = PLAIN_TRIALS * 5 * images_each
         ours, _ = self._run_sweep(config, PLAIN_TRIALS)
         (self.folder / "plain.json").write_text(config.model_dump_json())
@@ -251,6 +258,13 @@ class Bench:
             f"{done / ours:,.0f} images/s",
             f"{theirs / ours:.2f} × the same written plainly ({done / theirs:,.0f} images/s)",
         )
+
+
+def _all(lanes: Sequence[RunningLane], what: str, *arguments: Any) -> list[Any]:
+    """The answers of lanes that work at the same time."""
+    for lane in lanes:
+        lane.ask(what, *arguments)
+    return [lane.answer() for lane in lanes]
 
 
 def _draw(captcha: CaptchaConfig, seed: int, count: int) -> None:

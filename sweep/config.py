@@ -232,6 +232,11 @@ class SweepConfig(TrialConfig):
         trial = TrialConfig.model_validate(override(self._base, values))
         return self.model_copy(update={name: getattr(trial, name) for name in TrialConfig.model_fields})
 
+    @property
+    def averages(self) -> bool:
+        """Whether early stopping compares an average of a trial's weights."""
+        return getattr(self.search.early_stopping, "weights", None) == "averaged"
+
     def trial(self) -> TrialConfig:
         return TrialConfig.model_validate(self._base)
 

@@ -27,6 +27,17 @@ def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 @contextmanager
+def ignored() -> Iterator[None]:
+    """For the main thread, and what must not be left half done."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def held_back() -> Iterator[None]:
     """What comes meanwhile raises KeyboardInterrupt afterwards: in the middle of a write to the study it would leave
     the database locked. For the main thread."""

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import torch
 
-from model import checkpoints, ctc, precision
+from model import checkpoints, ctc, memory, precision
 from model.alphabet import Alphabet
+from model.averaging import AveragedWeights
 from model.config import TrialConfig, override
 from model.data import Data
 from model.evaluation import evaluate
@@ -28,7 +29,8 @@ from sweep.trial import picture_epochs
 
 @dataclass(frozen=True)
 class Lane:
-    """`folder`: for what is written; `cpus`: those that the process is bound to, none where it can't be bound."""
+    """`folder`: for what is written; `cpus`: those that the process is bound to, none where it can't be bound;
+    `averages`: whether a trial keeps an average of its weights."""
 
     config: TrialConfig
     pools: Path
@@ -36,6 +38,7 @@ class Lane:
     threads: int
     gpu: bool
     cpus: tuple[int, ...]
+    averages: bool
 
 
 class RunningLane:
@@ -93,6 +96,7 @@ class Measures:
 
     def __init__(self, lane: Lane) -> None:
         torch.set_num_threads(lane.threads)
+        memory.keep_freed_blocks()
         self.lane = lane
         self.device = torch.device("cuda" if lane.gpu else "cpu")
         self.use(lane.config)
@@ -135,7 +139,9 @@ class Measures:
         """A real trial's epochs: data, augmentation, logging, scores."""
         writer = TrialWriter(self.lane.folder)
         while True:
-            for _ in train(self.config, make_network(self.config, self.device), self.data, writer.log):
+            network = make_network(self.config, self.device)
+            average = AveragedWeights(network, self.config.steps_per_epoch) if self.lane.averages else None
+            for _ in train(self.config, network, self.data, writer.log, average=average):
                 yield self.config.steps_per_epoch * self.config.training.batch_size
             writer.rewind({"": 0})
 

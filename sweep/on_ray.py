@@ -5,39 +5,19 @@ that is started again finds its own checkpoint.
 """
 
 import os
-import secrets
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported. It listens on all interfaces, so only who has the token may talk to it.
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # noqa: SIM112  # not a minute, when its own server was killed
-os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
-
-import ray
-from filelock import FileLock
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweep.config import SweepConfig
+from sweep.ray_cluster import RayCluster
 from sweep.resources import Allotment
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace, keep_to_share
-
-_TEMPORARY = "crnn-sweep-"
 
 
 class RayTrial(tune.Trainable):
@@ -119,90 +99,39 @@ class _Decisions(_HasSearch, FIFOScheduler):
             self._search.fail(trial.config["number"], f"its process was lost: {line}"[:300])
 
 
-def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment) -> None:
+def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster) -> None:
     """Returns when all trials are final, or early after Ctrl-C or SIGTERM, with trials still live in `search`."""
-    with _ray(allotment):
-        trainable = tune.with_resources(
-            tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
-            {"cpu": allotment.cpus, "gpu": allotment.gpus},
-        )
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=_Suggestions(search),
-                scheduler=_Decisions(search),
-                num_samples=search.most * (config.search.max_failures + 1),
-                max_concurrent_trials=allotment.at_once,
-                reuse_actors=True,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-            ),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=str(workplace.root),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[],
-                verbose=0,
-            ),
-        )
+    cluster.wait()
+    trainable = tune.with_resources(
+        tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
+        {"cpu": allotment.cpus, "gpu": allotment.gpus},
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_Suggestions(search),
+            scheduler=_Decisions(search),
+            num_samples=search.most * (config.search.max_failures + 1),
+            max_concurrent_trials=allotment.at_once,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(workplace.root),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[],
+            verbose=0,
+        ),
+    )
+    # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
         tuner.fit()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _name(trial: Any) -> str:
     return str(trial.config["name"])
-
-
-@contextmanager
-def _ray(allotment: Allotment) -> Iterator[None]:
-    """A Ray of our own on this machine, its sessions in a temporary folder that goes with it."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with _temporary_folder() as folder:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=allotment.total_cpus,
-                num_gpus=allotment.total_gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="CRITICAL",  # a lost process is told in a line of our own
-                _temp_dir=folder,
-            )
-            # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
-            signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
-            yield
-        except SystemExit:  # what Ray makes of SIGTERM while it starts
-            raise KeyboardInterrupt from None
-        finally:
-            # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++. To
-            # SIGTERM Ray gives back its default action meanwhile: for half a second it kills.
-            for number in handlers:
-                signal.signal(number, signal.SIG_IGN)
-            ray.shutdown()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[str]:
-    """Removed at the end; one that a killed sweep has left, by the next sweep."""
-    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
-    usual = tempfile.gettempdir()
-    place = Path(usual if len(usual) <= 20 else "/tmp")
-    for left in place.glob(f"{_TEMPORARY}*/"):
-        with suppress(OSError), _removed_with_lock(left):  # one that is in use is locked
-            pass
-    with _removed_with_lock(place / f"{_TEMPORARY}{secrets.token_hex(4)}") as own:
-        own.mkdir(mode=0o700)
-        yield str(own)
-
-
-@contextmanager
-def _removed_with_lock(folder: Path) -> Iterator[Path]:
-    """Raises TimeoutError if another process holds it."""
-    lock = folder.with_suffix(".lock")
-    with FileLock(lock, timeout=0):
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
 from sweep.trial import Workplace
-from sweep.verdict import COMPARED, Verdict
+
+if TYPE_CHECKING:
+    from sweep.verdict import Verdict
 
 _TOP = 5  # trials linked in top/
 _WORST = 16  # images of the `_sweep` run
@@ -98,6 +100,9 @@ class Reporter:
     def finish(self, search: Search) -> tuple[TrialRecord | None, list[str]]:
         """Writes leaderboard and report, copies the winner, and returns it and the verdict. Also after an interruption,
         with what there is. Raises OSError."""
+        # SciPy takes half a second to import, which a sweep's start need not wait for.
+        from sweep.verdict import Verdict
+
         ranked = search.ranked()
         columns, rows = table(ranked, self._config.search.space)
         replace_file(self._workplace.root / "leaderboard.csv", as_csv(columns, rows).encode())
@@ -140,14 +145,16 @@ class Reporter:
         return None
 
 
-def write_page(config: SweepConfig, workplace: Workplace, verdict: Verdict) -> Path:
+def write_page(config: SweepConfig, workplace: Workplace, verdict: "Verdict") -> Path:
     from sweep.page import Page  # Plotly takes a second to import, which a sweep's start need not wait for
 
     return Page(config, workplace, verdict).write()
 
 
-def worst_across(verdict: Verdict) -> np.ndarray | None:
+def worst_across(verdict: "Verdict") -> np.ndarray | None:
     """uint8 (H, W, 3): the images that most trials misread, as the best ones read them. None if there are none."""
+    from sweep.verdict import COMPARED
+
     misread = verdict.misread(_WORST)
     if verdict.pool is None or not misread:
         return None
@@ -205,8 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _verdict(argument: str, root: Path) -> Verdict:
+def _verdict(argument: str, root: Path) -> "Verdict":
     """Raises ConfigError."""
+    from sweep.verdict import Verdict
+
     missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
     if missing:
         raise ConfigError([f"{argument}: '{root}' is not allowed: there is no {missing[0]} in it"])

@@ -1,12 +1,10 @@
-"""What this machine has, and what of it each trial gets."""
+"""What this machine has, and what of it each trial gets. Torch is imported where it is used: it takes seconds, in which
+Ray starts."""
 
 import os
 from dataclasses import dataclass
 
-import torch
-
 from model.config import TrialConfig
-from model.crnn import CRNN
 from sweep.config import ConfigError, SweepConfig
 
 _TRIALS_PER_GPU = 4
@@ -27,7 +25,6 @@ class Allotment:
     gpus: float
     at_once: int
     total_cpus: int
-    total_gpus: int
 
     @property
     def threads(self) -> int:
@@ -36,6 +33,10 @@ class Allotment:
 
 def best_bytes(config: TrialConfig) -> int:
     """Of a trial's best.pt: the network's weights."""
+    import torch
+
+    from model.crnn import CRNN
+
     with torch.device("meta"):
         network = CRNN(config)
     return sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -45,14 +46,18 @@ def resume_bytes(config: SweepConfig) -> int:
     """Of the two checkpoints that a running trial keeps: weights, the optimiser's moments of each, and their average if
     early stopping compares it."""
     moments = {"adam": 2, "adamw": 2, "sgd": 1 if config.optimizer.momentum else 0}
-    averages = getattr(config.search.early_stopping, "weights", None) == "averaged"
-    return 2 * best_bytes(config) * (1 + moments[config.optimizer.name] + averages)
+    return 2 * best_bytes(config) * (1 + moments[config.optimizer.name] + config.averages)
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def this_machine() -> Machine:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    import torch
+
     gpus = torch.cuda.device_count()
-    return Machine(cpus, gpus, torch.cuda.get_device_name(0) if gpus else "")
+    return Machine(usable_cpus(), gpus, torch.cuda.get_device_name(0) if gpus else "")
 
 
 def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:
@@ -77,4 +82,4 @@ def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Al
     at_once = min(slots, int(machine.cpus / cpus + 1e-9))
     if local:
         at_once = 1 if most == "auto" else min(most, trials)
-    return Allotment(cpus, gpus, at_once, machine.cpus, machine.gpus)
+    return Allotment(cpus, gpus, at_once, machine.cpus)

@@ -21,6 +21,7 @@ from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
 
 if TYPE_CHECKING:
     from sweep.progress import Terminal
+    from sweep.ray_cluster import RayCluster
     from sweep.resources import Allotment
     from sweep.trial import Workplace
 
@@ -56,21 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupts.listen()
     logging.raiseExceptions = False  # a full disk is told once, in a sentence
     try:
-        return _run(options)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        with ExitStack() as closing:
+            try:
+                return _run(options, closing)
+            except ConfigError as error:
+                print(error, file=sys.stderr)
+                return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     config = _read(options)
     pools = _writable(Path(str(config.data.path)), "--cache-dir")
     candidates = [] if options.resume else _folders(options)
-    # Imported here: most bad input has been answered by now, and torch takes seconds.
-    from sweep.resources import allot, this_machine
+    from sweep.resources import allot, this_machine, usable_cpus
+
+    cluster = None
+    if not options.local and not options.dry_run:
+        from sweep.ray_cluster import RayCluster
+
+        cluster = RayCluster(usable_cpus())
+        closing.callback(cluster.close)
+    # Imported here: most bad input has been answered by now, and torch takes seconds, in which Ray starts.
     from sweep.searcher import trial_count
 
     machine = this_machine()
@@ -87,46 +97,49 @@ def _run(options: argparse.Namespace) -> int:
     workplace = Workplace(root, pools, allotment.threads, allotment.gpus)
     resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
-    with ExitStack() as closing:
-        closing.callback(terminal.stop)
-        try:
-            # A killed sweep's lock goes with it; its workers' locks on their trials may last some seconds longer.
-            closing.enter_context(workplace.lock("sweep").acquire(timeout=0))
-        except TimeoutError:
-            raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"]) from None
-        try:
-            replace_file(root / "sweep.yaml", config.yaml.encode())
-            logging.basicConfig(
-                filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
-            )
-            terminal.header(root / "sweep.yaml" if options.resume else options.config, machine, allotment)
-            if options.tensorboard:
-                from sweep.tensorboard_server import TensorBoard
+    closing.callback(terminal.stop)
+    try:
+        # A killed sweep's lock goes with it; its workers' locks on their trials may last some seconds longer.
+        closing.enter_context(workplace.lock("sweep").acquire(timeout=0))
+    except TimeoutError:
+        raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"]) from None
+    try:
+        replace_file(root / "sweep.yaml", config.yaml.encode())
+        logging.basicConfig(
+            filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
+        )
+        terminal.header(root / "sweep.yaml" if options.resume else options.config, machine, allotment)
+        if options.tensorboard:
+            from sweep.tensorboard_server import TensorBoard
 
-                board = TensorBoard(root / "tensorboard")
-                closing.callback(board.close)
-                terminal.serves(board.address)
-            status = _search(config, workplace, allotment, terminal, options.local)
-        except KeyboardInterrupt:
-            terminal.cut("by you")
-            return 130
-        except BrokenProcessPool:
-            terminal.cut("a process that rendered images was killed")
-            return 130
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            terminal.cut("no space is left on the disk")
-            return 130
-        if options.tensorboard and sys.stdout.isatty():
-            terminal.say(f"TensorBoard stays on {board.address} until Ctrl-C", at=0)
-            with suppress(KeyboardInterrupt):
-                signal.pause()
+            board = TensorBoard(root / "tensorboard")
+            closing.callback(board.close)
+            terminal.serves(board.address)
+        status = _search(config, workplace, allotment, terminal, cluster)
+    except KeyboardInterrupt:
+        terminal.cut("by you")
+        return 130
+    except BrokenProcessPool:
+        terminal.cut("a process that rendered images was killed")
+        return 130
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        terminal.cut("no space is left on the disk")
+        return 130
+    if options.tensorboard and sys.stdout.isatty():
+        terminal.say(f"TensorBoard stays on {board.address} until Ctrl-C", at=0)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
     return status
 
 
 def _search(
-    config: SweepConfig, workplace: "Workplace", allotment: "Allotment", terminal: "Terminal", local: bool
+    config: SweepConfig,
+    workplace: "Workplace",
+    allotment: "Allotment",
+    terminal: "Terminal",
+    cluster: "RayCluster | None",
 ) -> int:
     """Renders what is missing, runs all trials that have not ended, reports, also after an interruption."""
     from model.pools import ensure_pools
@@ -143,20 +156,22 @@ def _search(
     if nothing_left := search.exhausted:
         terminal.say("nothing is left to do", at=0)
     try:
-        if local:
+        if cluster is None:
             from sweep import in_process
 
             in_process.run(search, lambda record: Trial(config, workplace, record), allotment.at_once)
         elif not nothing_left:
             from sweep import on_ray
 
-            on_ray.run(search, config, workplace, allotment)
+            on_ray.run(search, config, workplace, allotment, cluster)
     except KeyboardInterrupt:
         pass  # what is known is on disk; the report says what is missing
     except Exception as error:
         if not is_disk_full(error):
             raise
         search.halted = "no space is left on the disk"
+    if cluster is not None:
+        cluster.stop()  # meanwhile the report is written
     terminal.stop()
     search.interrupt()
     terminal.summary(search, *reporter.finish(search))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from model import checkpoints, precision
+from model import checkpoints, memory, precision
 from model.alphabet import Alphabet
 from model.averaging import AveragedWeights
 from model.config import TrialConfig
@@ -91,6 +91,7 @@ class Trial:
         # A killed driver's workers live on for some seconds: wait until the last one lets go of this trial.
         self._closing.enter_context(self.workplace.lock(self.record.name).acquire(timeout=60))
         torch.set_num_threads(self.workplace.threads)
+        memory.keep_freed_blocks()
         epochs = self._train()
         self._closing.callback(epochs.close)
         return epochs
@@ -124,7 +125,7 @@ class Trial:
             begin = time.monotonic()
             network = make_network(config, device)
             average = None
-            if self._stopping is not None and self._stopping.weights == "averaged":
+            if self._stopping is not None and self.base.averages:
                 average = AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
             for epoch in train(config, network, data, writer.log, start, average):
                 writer.epoch(epoch.number, epoch.train, epoch.valid, epoch.best_valid.error_rate)

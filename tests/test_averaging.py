@@ -29,7 +29,7 @@ def test_the_average_is_exponential_with_a_warm_up_over_a_tenth_of_the_steps(ste
         average.update()
         decay = 0.0 if step == 0 else min(1 - 10 / steps, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
-    assert torch.allclose(average.state_dict()["module.weight"], expected, atol=1e-5)
+    assert torch.allclose(average.state_dict()["network"]["weight"], expected, atol=1e-5)
 
 
 def test_training_is_the_same_with_and_without_an_average(tiny: Make, tiny_data: MakeData) -> None:

@@ -396,10 +396,9 @@ def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) 
     many = ["--set", "data.train_images=200000", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
     sweep = Sweep("--name", "r", *many)
     wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
-    wait_for(lambda: renderers(sweep))
-    children = psutil.Process(sweep.process.pid).children(recursive=True)
+    rendering = wait_for(lambda: renderers(sweep))
     sweep.kill()
-    wait_for(lambda: not [child for child in children if child.is_running()], seconds=10)
+    wait_for(lambda: not [child for child in rendering if child.is_running()], seconds=10)
 
 
 @pytest.mark.slow

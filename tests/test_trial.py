@@ -92,7 +92,7 @@ def test_early_stopping_compares_the_averaged_weights_loss_at_rungs_and_nothing_
     trial.close()
     assert [result["rung_score"] is not None for result in results] == [True, True, False, False]  # 4 is the end
     state = torch.load(trial.folder / "epoch_0003.pt", weights_only=True)
-    assert state["average"]["n_averaged"] == 3 * 6
+    assert state["average"]["updates"] == 3 * 6
     last = load(QUICKSTART, {**TINY, **UNCONFIRMED, "search.early_stopping": {"grace_epochs": 1, "weights": "last"}})
     other = Trial(last, trial.workplace, TrialRecord(1, "0001", {}))
     result = other.step()
