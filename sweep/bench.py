@@ -37,7 +37,7 @@ from sweep.tensorboard import lifetime
 
 EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
 STEP_SECONDS = 0.5  # a step that takes longer is measured in smaller batches: this must end in minutes
-ROUNDS = 5
+ROUNDS = 3
 TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 8  # of the small sweep
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 _ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
@@ -120,7 +120,7 @@ class Bench:
         if batch < whole:
             self.row("measured in batches of", f"{batch}", f"a step of {whole} takes {step:.1f} s")
             self.trial = TrialConfig.model_validate(override(self.trial.model_dump(), {"training.batch_size": batch}))
-        steps = max(1, round(lane.call("rate", "bare", 1.0) * EPOCH_SECONDS / batch))
+        steps = max(1, round(lane.call("rate", "bare", 0.5) * EPOCH_SECONDS / batch))
         every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
         self.epoch_images = steps * batch
         return sized(self.trial, self.epoch_images, max(1, LOG_POINTS * every // steps), 1)
@@ -141,9 +141,9 @@ class Bench:
         )
 
     def _one(self, lane: RunningLane) -> None:
-        for stream in ("reading", "bare", "trial", "evaluation", "plain"):
+        for stream in ("reading", "bare", "evaluation", "plain"):  # the trial has run
             lane.call("rate", stream, 0)
-        reading = [lane.call("rate", "reading", 0.5) for _ in range(3)]
+        reading = [lane.call("rate", "reading", 0.2) for _ in range(3)]
         rounds = [self._round(lane) for _ in range(ROUNDS)]
         rates = {stream: [each[stream] for each in rounds] for stream in rounds[0]}
         ratios = {

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ class Measures:
         config `whole` writes for TensorBoard."""
         epochs, steps = whole.training.epochs, whole.steps_per_epoch
         points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
-        pictures = 3 * len(picture_epochs(epochs))  # training set, validation set, and the best epoch before each
+        drawn = sorted(picture_epochs(epochs))
+        between = sum(after - before > 1 for before, after in pairwise(drawn))  # where a best epoch may have been
+        pictures = 2 * len(drawn) + between
         writer = TrialWriter(self.lane.folder / "logging")
         network = make_network(self.config, self.device)
         shown, labels = next(self.data.train_batches(1))
