@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from model import checkpoints, ctc, memory, precision
 from model.alphabet import Alphabet
@@ -141,10 +142,12 @@ class Measures:
         writer = TrialWriter(self.lane.folder)
         while True:
             network = make_network(self.config, self.device)
-            average = AveragedWeights(network, self.config.steps_per_epoch) if self.lane.averages else None
-            for _ in train(self.config, network, self.data, writer.log, average=average):
+            for _ in train(self.config, network, self.data, writer.log, average=self._average(network)):
                 yield self.config.steps_per_epoch * self.config.training.batch_size
             writer.rewind({"": 0})
+
+    def _average(self, network: nn.Module) -> AveragedWeights | None:
+        return AveragedWeights(network, self.config.steps_per_epoch) if self.lane.averages else None
 
     def _plain(self) -> Iterator[int]:
         """Shorter epochs, for it is much slower."""
@@ -198,8 +201,7 @@ class Measures:
     def checkpoint(self) -> tuple[float, int]:
         """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""
         network = make_network(self.config, self.device)
-        trained = train(self.config, network, self.data)
-        epoch = next(trained)
+        epoch = next(train(self.config, network, self.data, average=self._average(network)))
         described = {"config": self.config.model_dump(mode="json"), "scores": asdict(epoch.valid)}
         files = [
             (self.lane.folder / "epoch.pt", epoch.state),

@@ -38,7 +38,7 @@ def test_the_benchmark_prints_a_table_and_writes_every_figure(
         assert math.isfinite(figures[key])
         assert figures[key] > 0
     printed = capsys.readouterr().out
-    for part in ("rendering", "the limit", "the notebook's way", "at once", "resources: {cpus:", "a sweep of 4 trials"):
+    for part in ("rendering", "the limit", "the notebook's way", "at once", "resources: {cpus:", "a sweep of 8 trials"):
         assert part in printed
     assert list(tmp_path.iterdir()) == [output]
 
