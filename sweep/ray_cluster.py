@@ -25,8 +25,6 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 import ray
 from filelock import FileLock
 
-from sweep import interrupts
-
 _TEMPORARY = "crnn-sweep-"
 
 
@@ -51,28 +49,29 @@ class RayCluster:
         self._over.set()
 
     def close(self) -> None:
-        # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++.
-        with interrupts.ignored():
-            self.stop()
-            self._thread.join()
+        self.stop()
+        self._thread.join()
 
     def _live(self) -> None:
-        with _temporary_folder() as folder:
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=self._cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="CRITICAL",  # a lost process is told in a line of our own
-                    _temp_dir=folder,
-                )
-                self._there.set_result(None)
-                self._over.wait()
-            except BaseException as error:
-                self._there.set_exception(error)
-            finally:
-                ray.shutdown()
+        try:
+            with _temporary_folder() as folder:
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=self._cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="CRITICAL",  # a lost process is told in a line of our own
+                        _temp_dir=folder,
+                    )
+                    self._there.set_result(None)
+                    self._over.wait()
+                finally:
+                    ray.shutdown()
+        except BaseException as error:
+            if self._there.done():
+                raise
+            self._there.set_exception(error)
 
 
 @contextmanager

@@ -56,16 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     interrupts.listen()
     logging.raiseExceptions = False  # a full disk is told once, in a sentence
+    closing = ExitStack()
     try:
-        with ExitStack() as closing:
-            try:
-                return _run(options, closing)
-            except ConfigError as error:
-                print(error, file=sys.stderr)
-                return 2
+        return _run(options, closing)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    finally:
+        # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++.
+        with interrupts.ignored():
+            closing.close()
 
 
 def _run(options: argparse.Namespace, closing: ExitStack) -> int:
