@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 
 def listen() -> None:
@@ -27,14 +28,18 @@ def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 @contextmanager
-def ignored() -> Iterator[None]:
-    """For the main thread, and what must not be left half done."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def _handled_by(handler: Callable[[int, Any], Any] | signal.Handlers) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def ignored() -> AbstractContextManager[None]:
+    """For the main thread, and what must not be left half done."""
+    return _handled_by(signal.SIG_IGN)
 
 
 @contextmanager
@@ -42,14 +47,7 @@ def held_back() -> Iterator[None]:
     """What comes meanwhile raises KeyboardInterrupt afterwards: in the middle of a write to the study it would leave
     the database locked. For the main thread."""
     came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with _handled_by(lambda number, frame: came.append(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
