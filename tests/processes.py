@@ -72,13 +72,24 @@ class Sweep:
         printed, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, printed
 
+    def family(self) -> list[psutil.Process]:
+        """The driver's processes, Ray's own and the trials'."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def workers(self) -> list[psutil.Process]:
-        """Ray's processes that train a trial."""
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "Trainable" in " ".join(child.cmdline())
-        ]
+        """Ray's processes that train a trial: it names them by the method that runs, and between two by the class."""
+        titles = ("ray::RayTrial", "ray::ResourceTrainable")
+        return [process for process in self.family() if _title(process).startswith(titles)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -16,30 +16,15 @@ from tests.results import assert_curves_without_scars, assert_nothing_left_over,
 KILLS = int(os.environ.get("SOAK_KILLS", "6"))
 
 
-def family(sweep: Sweep) -> list[psutil.Process]:
-    """The driver's processes, Ray's own and the trials'."""
-    try:
-        return psutil.Process(sweep.process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
 def strike(sweep: Sweep, draw: random.Random) -> str:
     """Sends SIGKILL or SIGTERM to the driver or to one of its workers."""
     number = draw.choice([signal.SIGKILL, signal.SIGTERM])
-    workers = [process for process in family(sweep) if "Trainable" in " ".join(cmdline(process))]
+    workers = sweep.workers()
     if workers and draw.random() < 0.4:
         draw.choice(workers).send_signal(number)
         return f"{number.name} to a worker"
     sweep.process.send_signal(number)
     return f"{number.name} to the driver"
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
 
 
 @pytest.mark.soak
@@ -52,7 +37,7 @@ def test_a_sweep_under_a_killer_loses_and_repeats_nothing(start: Start, tmp_path
         try:
             code, printed = sweep.wait(seconds=draw.uniform(1.0, 14.0))
         except subprocess.TimeoutExpired:
-            seen |= {process for process in family(sweep)}
+            seen |= set(sweep.family())
             if len(struck) < KILLS:
                 struck.append(strike(sweep, draw))
             continue
