@@ -11,7 +11,8 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
     count, channels, height, width = images.shape
     device = images.device
     if config.shift:
-        shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1, 1), generator=generator).to(device)
+        shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1, 1), generator=generator)
+        shifts = shifts.to(device, non_blocking=True)
         # What moves in from outside repeats the edge.
         rows = (torch.arange(height, device=device)[:, None] + shifts[0]).clamp_(0, height - 1)  # (N, H, 1)
         columns = (torch.arange(width, device=device) + shifts[1]).clamp_(0, width - 1)  # (N, 1, W)
@@ -19,5 +20,5 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
         images = images.flatten(2).gather(2, pixels).view(images.shape)
     if config.color:
         gains = 1 + config.color * (2 * torch.rand(count, channels, 1, 1, generator=generator) - 1)
-        images = (images * gains.to(device)).clamp_(0, 255).to(torch.uint8)
+        images = (images * gains.to(device, non_blocking=True)).clamp_(0, 255).to(torch.uint8)
     return images

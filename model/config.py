@@ -204,11 +204,14 @@ class AugmentationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """`precision: auto` is bfloat16 autocast where the device computes it natively, else float32."""
+    """`precision: auto` is bfloat16 autocast where the device computes it natively, else float32. With `cuda_graph` a
+    GPU replays the network's part of a step as a recorded graph, which pays where the CPU can't launch kernels fast
+    enough; a CPU ignores it."""
 
     epochs: Positive = 10
     batch_size: Positive = 32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    cuda_graph: bool = False
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: int = 0
 

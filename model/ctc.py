@@ -1,5 +1,5 @@
 """CTC loss, greedy decoding and scores. Labels (N, L) hold class indices, padded with 0, the blank. They stay on the
-CPU, where the loss needs their lengths: asking the device for them would make the host wait at every step.
+CPU: cuDNN's loss takes them from there, and asking the device for their lengths would make the host wait at every step.
 
 Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
 """
@@ -15,10 +15,10 @@ from model.alphabet import BLANK
 def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """The negative log-likelihood (N,) of each label, in float32 whatever the logits' (T, N, K) type."""
     steps, images, _ = logits.shape
-    log_probs = logits.float().log_softmax(2)
     return F.ctc_loss(
-        log_probs,
-        labels.to(logits.device, torch.long, non_blocking=True),
+        logits.float().log_softmax(2),
+        # As int32 in one row on the CPU, or torch takes its own CUDA loss, which waits for the device.
+        labels[labels != BLANK].int(),
         input_lengths=torch.full((images,), steps, dtype=torch.long),
         target_lengths=label_lengths(labels),
         blank=BLANK,

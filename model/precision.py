@@ -14,5 +14,5 @@ def resolve(precision: str, device: torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=cache)

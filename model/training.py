@@ -12,6 +12,7 @@ from model import ctc, precision
 from model.averaging import AveragedWeights
 from model.config import TrialConfig
 from model.crnn import CRNN
+from model.cuda_graph import capture
 from model.data import Data
 from model.evaluation import Samples, Scores, by_loss, evaluate, loss_and_accuracy, score
 from model.optimizers import make_optimizer
@@ -76,6 +77,10 @@ def train(
             average.load_state_dict(resume_from["average"])
         first = resume_from["epoch"] + 1
         best_number, best = resume_from["best_number"], Scores(**resume_from["best"])
+    if config.training.cuda_graph and device.type == "cuda":
+        captcha = config.captcha
+        shape = (config.training.batch_size, captcha.channels, captcha.height, captcha.width)
+        capture(network, torch.zeros(shape, dtype=torch.uint8, device=device), numeric)
 
     for number in range(first, epochs + 1):
         # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.

@@ -30,7 +30,7 @@ from model.pools import ensure_pools
 from model.training import LOG_POINTS
 from sweep.config import ConfigError, SweepConfig, load, parse_settings
 from sweep.lane import Lane, RunningLane, sized
-from sweep.resources import Allotment, Machine, allot, this_machine
+from sweep.resources import Allotment, Machine, allot, recommend, this_machine
 from sweep.run import QUICKSTART
 from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
@@ -38,7 +38,7 @@ from sweep.tensorboard import lifetime
 EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
 STEP_SECONDS = 0.5  # a step that takes longer is measured in smaller batches: this must end in minutes
 ROUNDS = 3
-TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 8  # of the small sweep
+TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 3  # of the small sweep: epochs of 10 s, as for `checkpoint_share`
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 _ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
 
@@ -201,6 +201,8 @@ class Bench:
         count = next(count for count in counts if statistics.median(totals[count]) >= 0.98 * best)
         self.figures["recommended_trials_at_once"] = count
         share = f"gpus: {1 / count:g}" if self.gpu else f"cpus: {self.machine.cpus / count:g}"
+        if self.gpu:
+            recommend(self.config, self.machine.gpu_name, count)
         self.row("recommended", f"{count} at once", f"resources: {{{share}}}")
 
     def _at_once(self, lanes: Sequence[RunningLane]) -> float:

@@ -196,7 +196,8 @@ def _contains(parameter: Parameter, value: Value) -> bool:
 
 
 class ResourcesConfig(Section):
-    """What one trial gets. `auto`: the cores, and a quarter of a GPU if there is one, shared by the trials at once."""
+    """What one trial gets. `auto`: the cores, shared by the trials at once, and of a GPU, if there is one, the share
+    that `sweep.bench` recommended for this network on this card, or a quarter."""
 
     cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"

@@ -1,13 +1,17 @@
 """What this machine has, and what of it each trial gets. Torch is imported where it is used: it takes seconds, in which
 Ray starts."""
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.config import TrialConfig
+from model.files import replace_file
 from sweep.config import ConfigError, SweepConfig
 
-_TRIALS_PER_GPU = 4
+_TRIALS_PER_GPU = 4  # where `sweep.bench` has not measured what is best
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,28 @@ def this_machine() -> Machine:
     return Machine(usable_cpus(), gpus, torch.cuda.get_device_name(0) if gpus else "")
 
 
+def recommend(config: SweepConfig, gpu_name: str, trials: int) -> None:
+    """Has `resources.gpus: auto` put so many such trials on such a GPU from now on."""
+    path = _recommendation(config, gpu_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps({"gpu": gpu_name, "trials": trials}).encode())
+
+
+def trials_per_gpu(config: SweepConfig, gpu_name: str) -> int:
+    try:
+        return max(1, int(json.loads(_recommendation(config, gpu_name).read_bytes())["trials"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _TRIALS_PER_GPU
+
+
+def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
+    """Beside the image pools, named by all that a trial's speed and memory hang on."""
+    training = config.training.model_dump(mode="json", include={"batch_size", "precision", "cuda_graph"})
+    described = [gpu_name, config.captcha.model_dump(mode="json"), config.network.model_dump(mode="json"), training]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return Path(str(config.data.path)) / f"trials-per-gpu-{digest[:16]}.json"
+
+
 def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:
     """Raises ConfigError if a trial asks for more than the machine has."""
     wanted, most = config.resources, config.search.max_concurrent
@@ -70,7 +96,8 @@ def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Al
     ]
     if problems:
         raise ConfigError(problems)
-    gpus = wanted.gpus if wanted.gpus != "auto" else 1 / _TRIALS_PER_GPU if machine.gpus else 0.0
+    shared = 1 / trials_per_gpu(config, machine.gpu_name) if machine.gpus else 0.0
+    gpus = wanted.gpus if wanted.gpus != "auto" else shared
     fitting = int(machine.gpus / gpus + 1e-9) if gpus else trials if most != "auto" else machine.cpus
     slots = min(trials, fitting, trials if most == "auto" else most)
     if wanted.cpus != "auto":
