@@ -161,11 +161,16 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
                 file.write(spec.header())
                 file.flush()
                 _reserve(file.fileno(), spec.file_bytes)
-        futures = [
-            executor.submit(_render_chunk, path, spec, start, min(start + _CHUNK, spec.count))
-            for spec, path in temporary.items()
-            for start in range(0, spec.count, _CHUNK)
-        ]
+        try:
+            futures = [
+                executor.submit(_render_chunk, path, spec, start, min(start + _CHUNK, spec.count))
+                for spec, path in temporary.items()
+                for start in range(0, spec.count, _CHUNK)
+            ]
+        except OSError as error:
+            if error.errno is None:  # CPython closed its pipes, for one was killed, while it started the next
+                raise BrokenProcessPool(str(error)) from error
+            raise
         for future in as_completed(futures):
             done += future.result()
             progress(done, total)
