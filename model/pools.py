@@ -152,25 +152,23 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
         left_by_killed.unlink()
     # The process's own name: one that was killed may have left a process that still writes.
     temporary = {spec: folder / f".{spec.name}.{os.getpid()}" for spec in specs}
+    chunks = [
+        (path, spec, start, min(start + _CHUNK, spec.count))
+        for spec, path in temporary.items()
+        for start in range(0, spec.count, _CHUNK)
+    ]
     others = multiprocessing.active_children()
     # Spawned, not forked: the caller may hold threads.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_process)
+    executor = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _prepare_process)
+    # All before the first is watched: when one is killed, CPython stumbles over its own start of the next.
+    executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
         for spec, path in temporary.items():
             with path.open("wb") as file:
                 file.write(spec.header())
                 file.flush()
                 _reserve(file.fileno(), spec.file_bytes)
-        try:
-            futures = [
-                executor.submit(_render_chunk, path, spec, start, min(start + _CHUNK, spec.count))
-                for spec, path in temporary.items()
-                for start in range(0, spec.count, _CHUNK)
-            ]
-        except OSError as error:
-            if error.errno is None:  # CPython closed its pipes, for one was killed, while it started the next
-                raise BrokenProcessPool(str(error)) from error
-            raise
+        futures = [executor.submit(_render_chunk, *chunk) for chunk in chunks]
         for future in as_completed(futures):
             done += future.result()
             progress(done, total)
