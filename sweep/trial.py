@@ -202,7 +202,9 @@ class Trial:
 
     def _move_strangers_aside(self, config: TrialConfig) -> str | None:
         """Files of another trial that had this name, which no search knows any more, are kept, but not mixed in."""
-        there = {name: path for name, path in (("trial", self.folder), ("tensorboard", self.logs)) if path.exists()}
+        folders = {"trial": self.folder, "tensorboard": self.logs}
+        # Killed as it began, a trial leaves an empty folder, or one with a temporary file that is written over.
+        there = {name: path for name, path in folders.items() if any(path.glob("[!.]*"))}
         if not there or _same(config, self.folder / "config.yaml"):
             return None
         aside = self.workplace.root / "aside" / f"{self.record.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -43,6 +43,15 @@ def test_a_trial_waits_until_a_process_of_the_old_sweep_lets_go_of_it(trial: Tri
     trial.close()
 
 
+def test_what_a_trial_left_that_was_killed_as_it_began_is_its_own(trial: Trial) -> None:
+    trial.folder.mkdir(parents=True)
+    (trial.folder / ".config.yaml.tmp").write_text("cap")
+    assert trial.step()["note"] is None
+    trial.close()
+    assert not (trial.workplace.root / "aside").exists()
+    assert not list(trial.folder.glob(".*"))
+
+
 def step_with_small_files(root: Path, cache: Path) -> None:
     trial = make(root, cache)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write past the limit fails, as on a full disk
