@@ -233,6 +233,8 @@ class Bench:
         search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
         tree = load(self.folder / "config.yaml", {**search, "confirm": None}).model_dump()
         tree.update(config.model_dump())
+        # Its cache is another, where `auto` finds no recommendation.
+        tree["resources"] = {"cpus": self.allotment.cpus, "gpus": self.allotment.gpus}
         (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml)
         name = f"sweep-{time.monotonic_ns()}"
         places = ["--output-dir", str(self.folder), "--cache-dir", str(self.folder / "pools"), "--name", name]
