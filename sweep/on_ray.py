@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -18,6 +19,11 @@ from sweep.ray_cluster import RayCluster
 from sweep.resources import Allotment
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace, keep_to_share
+
+# Ray starts a process for each CPU ahead of time. Tune's trials run in these only if they ask for no environment
+# variables of their own; the variables are in everyone's environment anyway (see sweep/ray_cluster.py).
+class_cache.DEFAULT_ENV_VARS.clear()
+class_cache.ENV_VARS_TO_PROPAGATE.clear()
 
 
 class RayTrial(tune.Trainable):

@@ -179,11 +179,11 @@ def _graph(captcha: CaptchaConfig, network: NetworkConfig) -> tuple[Any, Any]:
     """A network's GraphDef and StepStats. Kept: most trials have the same, and torch never frees what it traced."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        traced: tuple[Any, Any] = graph(
-            CRNN(TrialConfig(captcha=captcha, network=network)),
-            torch.zeros(1, captcha.channels, captcha.height, captcha.width),
-        )
-    return traced
+        images = torch.zeros(1, captcha.channels, captcha.height, captcha.width)
+        model = CRNN(TrialConfig(captcha=captcha, network=network)).eval()
+        # `graph` takes what is traced already as it is; itself it would trace once more, to compare.
+        drawn: tuple[Any, Any] = graph(torch.jit.trace(model, images, check_trace=False), images)
+    return drawn
 
 
 class TrialWriter:
