@@ -70,8 +70,9 @@ class Data:
                 # From pinned memory a batch travels while the device still trains on the last one.
                 yield images.pin_memory() if images.device != self.device else images, labels
 
-    def batches(self, images: Tensor, labels: Tensor, size: int = 128) -> Iterator[Batch]:
-        """Of a split, in its order."""
+    def batches(self, images: Tensor, labels: Tensor, size: int | None = None) -> Iterator[Batch]:
+        """Of a split, in its order; by default as many at once as in training, whose memory is there already."""
+        size = size or self.config.training.batch_size
         for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
             yield some_images.to(self.device), some_labels
 
