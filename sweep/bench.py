@@ -36,7 +36,7 @@ from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
 
 EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
-STEP_SECONDS = 0.5  # a step that takes longer is measured in smaller batches: this must end in minutes
+STEP_SECONDS = EPOCH_SECONDS / 4  # a step that takes longer is measured in smaller batches: this must end in minutes
 ROUNDS = 3
 TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 3  # of the small sweep: epochs of 10 s, as for `checkpoint_share`
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
@@ -96,31 +96,33 @@ class Bench:
     def trials(self) -> None:
         """One trial on what a trial gets, its parts and the notebook's way in turns; then several at once."""
         with ExitStack() as closing:
-            lanes = []
-            for number in range(self._most_at_once):
-                lanes.append(self._lane(number, sized(self.trial, self.trial.training.batch_size, 1, 1)))
-                closing.callback(lanes[-1].close)
+            one_step = sized(self.trial, self.trial.training.batch_size, 1, 1)
+            lanes = [self._lane(number, one_step, closing) for number in range(self._most_at_once)]
+            small = self._small(lanes[0])
+            ensure_pools(small, self.folder / "pools", self.machine.cpus)
+            if small.training.batch_size < one_step.training.batch_size:
+                lanes[0].close()  # a process stays as large as it once was
+                lanes[0] = self._lane(0, small, closing)
+            _all(lanes, "use", small)
+            graph = statistics.median(_all(lanes, "graph"))
             _all(lanes, "rate", "trial", 0)
             memory = _all(lanes, "memory")
             self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in memory)
-            small = self._small(lanes[0])
-            ensure_pools(small, self.folder / "pools", self.machine.cpus)
-            _all(lanes, "use", small)
-            _all(lanes, "rate", "trial", 0)
-            self._one(lanes[0])
+            self._one(lanes[0], graph)
             self._several(lanes, [device for _, device in memory])
 
     def _small(self, lane: RunningLane) -> TrialConfig:
         """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
         whole = batch = self.trial.training.batch_size
         lane.call("rate", "bare", 0)
-        step = whole / lane.call("rate", "bare", 0)
-        while batch > 1 and step * batch / whole > STEP_SECONDS:
+        rate = lane.call("rate", "bare", 0.5)
+        while batch > 1 and batch / rate > STEP_SECONDS:
             batch //= 2
         if batch < whole:
-            self.row("measured in batches of", f"{batch}", f"a step of {whole} takes {step:.1f} s")
+            cost = f"a step of {whole} takes {whole / rate:.1f} s, its process {lane.call('memory')[0]:,.0f} MB"
+            self.row("measured in batches of", f"{batch}", cost)
             self.trial = TrialConfig.model_validate(override(self.trial.model_dump(), {"training.batch_size": batch}))
-        steps = max(1, round(lane.call("rate", "bare", 0.5) * EPOCH_SECONDS / batch))
+        steps = max(1, round(rate * EPOCH_SECONDS / batch))
         every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
         self.epoch_images = steps * batch
         return sized(self.trial, self.epoch_images, max(1, LOG_POINTS * every // steps), 1)
@@ -129,18 +131,21 @@ class Bench:
     def _most_at_once(self) -> int:
         return 8 if self.gpu else max(1, int(self.machine.cpus / self.allotment.cpus))
 
-    def _lane(self, number: int, config: TrialConfig) -> RunningLane:
+    def _lane(self, number: int, config: TrialConfig, closing: ExitStack) -> RunningLane:
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
         cpus: tuple[int, ...] = ()
         if not self.gpu and hasattr(os, "sched_getaffinity"):
             mine, each = sorted(os.sched_getaffinity(0)), self.allotment.threads
             cpus = tuple(mine[number * each : (number + 1) * each])
         folder = self.folder / f"lane-{number}"
-        return RunningLane(
+        lane = RunningLane(
             Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus, self.config.averages)
         )
+        closing.callback(lane.close)
+        return lane
 
-    def _one(self, lane: RunningLane) -> None:
+    def _one(self, lane: RunningLane, graph: float) -> None:
+        """`graph`: seconds to trace it, once in each process."""
         for stream in ("reading", "bare", "evaluation", "plain"):  # the trial has run
             lane.call("rate", stream, 0)
         reading = [lane.call("rate", "reading", 0.2) for _ in range(3)]
@@ -159,9 +164,8 @@ class Bench:
         epoch = training_images / statistics.median(rates["trial"])
         epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
         trial_seconds = self.config.training.epochs * epoch
-        graph, each = lane.call("logging", self.config.trial())
-        trials = trial_count(self.config.search)
-        logging = each + graph * min(1.0, self.allotment.at_once / trials)  # traced once in each process
+        traced = min(1.0, self.allotment.at_once / trial_count(self.config.search))  # of the trials
+        logging = lane.call("logging", self.config.trial()) + graph * traced
         checkpoint, size = lane.call("checkpoint")
         self.figures["logging_share"] = logging / trial_seconds
         self.figures["checkpoint_share"] = checkpoint / 10

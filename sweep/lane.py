@@ -69,6 +69,7 @@ class RunningLane:
         return self.answer()
 
     def close(self) -> None:
+        """For good; once more does no harm."""
         self._connection.close()
         self._process.kill()
         self._process.join()
@@ -174,9 +175,13 @@ class Measures:
             for images, _ in self.data.train_batches(epoch):
                 yield len(images)
 
-    def logging(self, whole: TrialConfig) -> tuple[float, float]:
-        """Seconds for the graph, which a process traces once for all its trials, and for all else that a trial of the
-        config `whole` writes for TensorBoard."""
+    def graph(self) -> float:
+        """Seconds to begin a trial's log, which includes the graph: a process traces it once for all its trials."""
+        writer = TrialWriter(self.lane.folder / "graph")
+        return seconds(lambda _: writer.begin("0000", {}, self.config, "captcha:\n" * 80), times=1)
+
+    def logging(self, whole: TrialConfig) -> float:
+        """Seconds for all else that a trial of the config `whole` writes for TensorBoard."""
         epochs, steps = whole.training.epochs, whole.steps_per_epoch
         points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
         drawn = sorted(picture_epochs(epochs))
@@ -190,13 +195,12 @@ class Measures:
         images = shown.cpu()[samples.rows]
         alphabet = Alphabet(self.config.captcha.characters)
         values = {f"train/{name}": 0.5 for name in ("loss", "acc", "error_rate", "lr")}
-        once = seconds(lambda _: writer.begin("0000", {}, self.config, "captcha:\n" * 80), times=1)
         step = seconds(lambda number: writer.log(number, values), times=200)
         epoch = seconds(lambda number: writer.epoch(number, scores, scores, 0.5), times=50)
         picture = seconds(
             lambda number: writer.image("valid/badcase", badcases.draw(images, samples, alphabet), number), times=7
         )
-        return once, points * step + epochs * epoch + pictures * picture
+        return points * step + epochs * epoch + pictures * picture
 
     def checkpoint(self) -> tuple[float, int]:
         """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""
@@ -216,8 +220,8 @@ class Measures:
         return taken, sum(path.stat().st_size for path, _ in files)
 
     def memory(self) -> tuple[float, float]:
-        """Megabytes of this process's own, on the host (what it maps with others, pools and libraries, is not its own)
-        and on the device."""
+        """The most megabytes that this process has had for itself, on the host (where it keeps what it has freed; what
+        it maps with others, pools and libraries, is not its own) and on the device."""
         device = torch.cuda.max_memory_reserved() if self.lane.gpu else 0
         return psutil.Process().memory_full_info().uss / 1e6, device / 1e6
 
