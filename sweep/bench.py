@@ -1,292 +1,18 @@
-"""`python -m sweep.bench`: how near each part of a sweep comes to what this machine can do; a table and bench.json.
-
-All ratios come from one run in which the compared things take turns, so that a machine that is slow for a while is slow
-for both; each is the median over the rounds. `--sweep` adds a whole sweep against the same written plainly.
-"""
+"""`python -m sweep.bench`: how near each part of a sweep comes to what this machine can do; a table and bench.json."""
 
 import argparse
-import csv
 import json
-import math
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from model.captchas import render
-from model.config import CaptchaConfig, TrialConfig, override
 from model.files import replace_file
-from model.pools import ensure_pools
-from model.training import LOG_POINTS
-from sweep.config import ConfigError, SweepConfig, load, parse_settings
-from sweep.lane import Lane, RunningLane, sized
-from sweep.resources import Allotment, Machine, allot, recommend, this_machine
+from sweep.config import ConfigError, load, parse_settings
 from sweep.run import QUICKSTART
-from sweep.searcher import trial_count
-from sweep.tensorboard import lifetime
-
-EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
-STEP_SECONDS = EPOCH_SECONDS / 4  # a step that takes longer is measured in smaller batches: this must end in minutes
-ROUNDS = 3
-TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 3  # of the small sweep: epochs of 10 s, as for `checkpoint_share`
-PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
-_ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
-
-FIGURES = (
-    "device",
-    "trial_share_of_limit",
-    "logging_share",
-    "checkpoint_share",
-    "speedup_over_notebook",
-    "two_trials_speedup",
-    "evaluation_over_training",
-    "rendering_two_process_speedup",
-    "sweep_overhead",
-    "seconds_per_trial_overhead",
-    "host_mb_per_trial",
-    "speedup_over_plain_sweep",
-)
-
-
-class Bench:
-    """Measures one config. `figures` go to bench.json, where null is what was not measured; `rows` are the table."""
-
-    def __init__(self, config: SweepConfig, folder: Path, say: Callable[[str], None]) -> None:
-        self.config, self.trial, self.folder, self.say = config, config.trial(), folder, say
-        self.machine: Machine = this_machine()
-        self.allotment: Allotment = allot(config, self.machine, trials=10_000, local=False)
-        self.gpu = self.allotment.gpus > 0
-        self.figures: dict[str, Any] = dict.fromkeys(FIGURES)
-        self.figures["device"] = self.machine.gpu_name if self.gpu else f"CPU, {self.machine.cpus} cores"
-        self.rows: list[tuple[str, str, str]] = []
-
-    def row(self, what: str, figure: str, note: str = "") -> None:
-        self.rows.append((what, figure, note))
-
-    def rendering(self, seconds: float = 0.5) -> None:
-        """One process against two, and against one for each core."""
-        captcha, counts = self.config.captcha, sorted({1, 2, self.machine.cpus})
-        with ProcessPoolExecutor(counts[-1]) as pool:
-
-            def rate(processes: int, count: int) -> float:
-                begin = time.monotonic()
-                list(pool.map(_draw, [captcha] * processes, range(processes), [count] * processes))
-                return processes * count / (time.monotonic() - begin)
-
-            rate(counts[-1], 20)  # starts them
-            each = max(20, int(rate(1, 50) * seconds))
-            rounds = [{count: rate(count, each) for count in counts} for _ in range(3)]
-        for count in counts:
-            ratios = [each[count] / each[1] for each in rounds]
-            self.row(
-                f"rendering, processes: {count}", images([each[count] for each in rounds]), f"{times(ratios)} of one"
-            )
-        self.figures["rendering_two_process_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
-
-    def trials(self) -> None:
-        """One trial on what a trial gets, its parts and the notebook's way in turns; then several at once."""
-        with ExitStack() as closing:
-            one_step = sized(self.trial, self.trial.training.batch_size, 1, 1)
-            lanes = [self._lane(number, one_step, closing) for number in range(self._most_at_once)]
-            small = self._small(lanes[0])
-            ensure_pools(small, self.folder / "pools", self.machine.cpus)
-            if small.training.batch_size < one_step.training.batch_size:
-                lanes[0].close()  # a process stays as large as it once was
-                lanes[0] = self._lane(0, small, closing)
-            _all(lanes, "use", small)
-            graph = statistics.median(_all(lanes, "graph"))
-            _all(lanes, "rate", "trial", 0)
-            memory = _all(lanes, "memory")
-            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in memory)
-            self._one(lanes[0], graph)
-            self._several(lanes, [device for _, device in memory])
-
-    def _small(self, lane: RunningLane) -> TrialConfig:
-        """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
-        whole = batch = self.trial.training.batch_size
-        lane.call("rate", "bare", 0)
-        rate = lane.call("rate", "bare", 0.5)
-        while batch > 1 and batch / rate > STEP_SECONDS:
-            batch //= 2
-        if batch < whole:
-            cost = f"a step of {whole} takes {whole / rate:.1f} s, its process {lane.call('memory')[0]:,.0f} MB"
-            self.row("measured in batches of", f"{batch}", cost)
-            self.trial = TrialConfig.model_validate(override(self.trial.model_dump(), {"training.batch_size": batch}))
-        steps = max(1, round(rate * EPOCH_SECONDS / batch))
-        every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
-        self.epoch_images = steps * batch
-        return sized(self.trial, self.epoch_images, max(1, LOG_POINTS * every // steps), 1)
-
-    @property
-    def _most_at_once(self) -> int:
-        return 8 if self.gpu else max(1, int(self.machine.cpus / self.allotment.cpus))
-
-    def _lane(self, number: int, config: TrialConfig, closing: ExitStack) -> RunningLane:
-        ensure_pools(config, self.folder / "pools", self.machine.cpus)
-        cpus: tuple[int, ...] = ()
-        if not self.gpu and hasattr(os, "sched_getaffinity"):
-            mine, each = sorted(os.sched_getaffinity(0)), self.allotment.threads
-            cpus = tuple(mine[number * each : (number + 1) * each])
-        folder = self.folder / f"lane-{number}"
-        lane = RunningLane(
-            Lane(config, self.folder / "pools", folder, self.allotment.threads, self.gpu, cpus, self.config.averages)
-        )
-        closing.callback(lane.close)
-        return lane
-
-    def _one(self, lane: RunningLane, graph: float) -> None:
-        """`graph`: seconds to trace it, once in each process."""
-        for stream in ("reading", "bare", "evaluation", "plain"):  # the trial has run
-            lane.call("rate", stream, 0)
-        reading = [lane.call("rate", "reading", 0.2) for _ in range(3)]
-        rounds = [self._round(lane) for _ in range(ROUNDS)]
-        rates = {stream: [each[stream] for each in rounds] for stream in rounds[0]}
-        ratios = {
-            key: [each[over] / each[under] for each in rounds]
-            for key, over, under in (
-                ("trial_share_of_limit", "trial", "bare"),
-                ("evaluation_over_training", "evaluation", "trial"),
-                ("speedup_over_notebook", "trial", "plain"),
-            )
-        }
-        self.figures.update({key: statistics.median(values) for key, values in ratios.items()})
-        training_images = self.config.steps_per_epoch * self.config.training.batch_size
-        epoch = training_images / statistics.median(rates["trial"])
-        epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
-        trial_seconds = self.config.training.epochs * epoch
-        traced = min(1.0, self.allotment.at_once / trial_count(self.config.search))  # of the trials
-        logging = lane.call("logging", self.config.trial()) + graph * traced
-        checkpoint, size = lane.call("checkpoint")
-        self.figures["logging_share"] = logging / trial_seconds
-        self.figures["checkpoint_share"] = checkpoint / 10
-        self.row("reading a pool, batch to the device", images(reading))
-        self.row("the bare step on a batch that is there: the limit", images(rates["bare"]))
-        self.row("a trial's epoch", images(rates["trial"]), f"{times(ratios['trial_share_of_limit'])} of the limit")
-        self.row("the notebook's way", images(rates["plain"]), f"the trial is {times(ratios['speedup_over_notebook'])}")
-        self.row(
-            "evaluation", images(rates["evaluation"]), f"{times(ratios['evaluation_over_training'])} of training's rate"
-        )
-        self.row("TensorBoard logging", f"{logging:.2f} s a trial", f"{logging / trial_seconds:.2%} of its time")
-        cost = f"{1000 * checkpoint:.0f} ms, {size / 1e6:.1f} MB"
-        self.row("checkpoint", cost, f"{checkpoint / 10:.2%} of an epoch of 10 s")
-
-    def _round(self, lane: RunningLane) -> dict[str, float]:
-        """The limit is taken before and after the trial, so that a machine that grows slower is fair to both."""
-        before = lane.call("rate", "bare", EPOCH_SECONDS / 2)
-        trial = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
-        after = lane.call("rate", "bare", EPOCH_SECONDS / 2)
-        others = {stream: lane.call("rate", stream, 0) for stream in ("evaluation", "plain")}
-        return {"bare": (before + after) / 2, "trial": trial, **others}
-
-    def _several(self, lanes: Sequence[RunningLane], device_mb: Sequence[float]) -> None:
-        counts = sorted({min(2**power, len(lanes)) for power in range(4)})
-        rounds = [{count: self._at_once(lanes[:count]) for count in counts} for _ in range(ROUNDS)]
-        totals = {count: [each[count] for each in rounds] for count in counts}
-        if 2 in totals:
-            self.figures["two_trials_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
-        host = self.figures["host_mb_per_trial"]
-        for count in counts:
-            ratio = [each[count] / each[1] for each in rounds]
-            memory = f"{count * host:,.0f} MB" + (f", {sum(device_mb[:count]):,.0f} MB on the GPU" if self.gpu else "")
-            self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {memory}")
-        # The fewest that come within 2 % of the most images per second: each more costs memory.
-        self.rate_at_once = statistics.median(totals[counts[-1]]) / counts[-1]
-        best = max(statistics.median(rates) for rates in totals.values())
-        count = next(count for count in counts if statistics.median(totals[count]) >= 0.98 * best)
-        self.figures["recommended_trials_at_once"] = count
-        share = f"gpus: {1 / count:g}" if self.gpu else f"cpus: {self.machine.cpus / count:g}"
-        if self.gpu:
-            recommend(self.config, self.machine.gpu_name, count)
-        self.row("recommended", f"{count} at once", f"resources: {{{share}}}")
-
-    def _at_once(self, lanes: Sequence[RunningLane]) -> float:
-        return float(sum(_all(lanes, "rate", "trial", _ENOUGH * EPOCH_SECONDS)))
-
-    def sweep(self) -> None:
-        """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
-        slots = min(self.allotment.at_once, TRIALS)
-        each = math.ceil(TRIAL_SECONDS * self.rate_at_once / SWEEP_EPOCHS)
-        config = sized(self.trial, each, SWEEP_EPOCHS, max(1, each // 20))
-        ensure_pools(config, self.folder / "pools", self.machine.cpus)
-        wall, root = self._run_sweep(config, TRIALS)
-        with (root / "leaderboard.csv").open() as file:
-            training = sum(float(row["seconds"]) for row in csv.DictReader(file)) / slots
-        lifetimes = [lifetime(logs) for logs in (root / "tensorboard").iterdir() if logs.name != "_sweep"]
-        busy = max(end for _, end in lifetimes) - min(start for start, _ in lifetimes)
-        self.figures["sweep_overhead"] = wall / training - 1
-        self.figures["seconds_per_trial_overhead"] = (busy - training) * slots / TRIALS
-        self.row(
-            f"a sweep of {TRIALS} trials of {training * slots / TRIALS:.0f} s, {slots} at once",
-            f"{wall:.1f} s",
-            f"{wall / training - 1:.1%} more than its training: {wall - busy:.1f} s until the first trial and after "
-            f"the last, {(busy - training) * slots / TRIALS:.1f} s a trial",
-        )
-
-    def _run_sweep(self, config: TrialConfig, trials: int) -> tuple[float, Path]:
-        """Its wall clock and its folder."""
-        search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
-        tree = load(self.folder / "config.yaml", {**search, "confirm": None}).model_dump()
-        tree.update(config.model_dump())
-        # Its cache is another, where `auto` finds no recommendation.
-        tree["resources"] = {"cpus": self.allotment.cpus, "gpus": self.allotment.gpus}
-        (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml)
-        name = f"sweep-{time.monotonic_ns()}"
-        places = ["--output-dir", str(self.folder), "--cache-dir", str(self.folder / "pools"), "--name", name]
-        command = [sys.executable, "-m", "sweep.run", "--config", str(self.folder / "sweep.yaml"), "--quiet", *places]
-        begin = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the sweep ended with exit code {done.returncode}: {done.stderr or done.stdout}")
-        return time.monotonic() - begin, self.folder / name
-
-    def plain_sweep(self) -> None:
-        """A whole sweep, ours and Ray Tune's defaults around the notebook's way; neither has its images yet."""
-        images_each = max(1, PLAIN_IMAGES // 5)
-        config = sized(self.config.trial(), images_each, 5, self.config.data.valid_images)
-        done = PLAIN_TRIALS * 5 * images_each
-        ours, _ = self._run_sweep(config, PLAIN_TRIALS)
-        (self.folder / "plain.json").write_text(config.model_dump_json())
-        arguments = [str(self.folder / "plain.json"), str(PLAIN_TRIALS), str(self.allotment.gpus), str(self.folder)]
-        begin = time.monotonic()
-        subprocess.run([sys.executable, "-m", "sweep.plain", *arguments], capture_output=True, check=True)
-        theirs = time.monotonic() - begin
-        self.figures["speedup_over_plain_sweep"] = theirs / ours
-        self.row(
-            f"a sweep of {PLAIN_TRIALS} trials × {5 * images_each:,} images",
-            f"{done / ours:,.0f} images/s",
-            f"{theirs / ours:.2f} × the same written plainly ({done / theirs:,.0f} images/s)",
-        )
-
-
-def _all(lanes: Sequence[RunningLane], what: str, *arguments: Any) -> list[Any]:
-    """The answers of lanes that work at the same time."""
-    for lane in lanes:
-        lane.ask(what, *arguments)
-    return [lane.answer() for lane in lanes]
-
-
-def _draw(captcha: CaptchaConfig, seed: int, count: int) -> None:
-    for index in range(count):
-        render(captcha, seed, "train", index)
-
-
-def images(rates: Sequence[float]) -> str:
-    return f"{statistics.median(rates):,.0f} images/s"
-
-
-def times(ratios: Sequence[float]) -> str:
-    """Median, and from the least to the most."""
-    return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -301,24 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
         try:
             config = load(options.config, parse_settings("--set", options.set))
-            bench = Bench(
-                config,
-                Path(folder),
-                lambda text: console.print(f"[dim]{text}[/]"),
-            )
+            if not options.output.absolute().parent.is_dir():
+                raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
+            # Not for the processes that render: they import this file again, and torch takes them seconds.
+            from sweep.benchmark import Benchmark
+
+            benchmark = Benchmark(config, Path(folder))
         except ConfigError as error:
             print(error, file=sys.stderr)
             return 2
-        if not options.output.absolute().parent.is_dir():
-            print(f"--output: {str(options.output)!r} is not allowed: there is no such folder", file=sys.stderr)
-            return 2
-        (Path(folder) / "config.yaml").write_text(config.yaml)
-        steps = [("rendering", bench.rendering), ("trials", bench.trials), ("a small sweep", bench.sweep)]
+        steps = [("rendering", benchmark.rendering), ("trials", benchmark.trials), ("a small sweep", benchmark.sweep)]
         if options.sweep:
-            steps.append(("a whole sweep, ours and plainly written", bench.plain_sweep))
+            steps.append(("a whole sweep, ours and plainly written", benchmark.plain_sweep))
         try:
             for name, step in steps:
-                bench.say(f"measuring {name} …")
+                console.print(f"[dim]measuring {name} …[/]")
                 step()
         except KeyboardInterrupt:
             print("\ninterrupted: nothing was written", file=sys.stderr)
@@ -326,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1
-    replace_file(options.output, (json.dumps(bench.figures, indent=2) + "\n").encode())
+    replace_file(options.output, (json.dumps(benchmark.figures, indent=2) + "\n").encode())
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in (f"{options.config.name} on {bench.figures['device']}", "", ""):
+    for column in (f"{options.config.name} on {benchmark.figures['device']}", "", ""):
         table.add_column(column)
-    for row in bench.rows:
+    for row in benchmark.rows:
         table.add_row(*row)
     Console(highlight=False, width=None if console.is_terminal else 160).print(table)
     print(f"\nfigures in {options.output}; ratios are medians (least … most)")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model import ctc
 from model.alphabet import Alphabet
 from model.config import TrialConfig, override
-from sweep import bench, plain
+from sweep import bench, benchmark, plain
 from tests.processes import TINY, sets
 
 KEYS = {
@@ -25,10 +25,10 @@ KEYS = {
 def test_the_benchmark_prints_a_table_and_writes_every_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "EPOCH_SECONDS", 0.2)
-    monkeypatch.setattr(bench, "ROUNDS", 2)
-    monkeypatch.setattr(bench, "TRIAL_SECONDS", 1.0)
-    monkeypatch.setattr(bench, "PLAIN_IMAGES", 320)
+    monkeypatch.setattr(benchmark, "EPOCH_SECONDS", 0.2)
+    monkeypatch.setattr(benchmark, "ROUNDS", 2)
+    monkeypatch.setattr(benchmark, "TRIAL_SECONDS", 1.0)
+    monkeypatch.setattr(benchmark, "PLAIN_IMAGES", 320)
     output = tmp_path / "bench.json"
     assert bench.main([*sets(TINY), "--output", str(output), "--sweep"]) == 0
     figures = json.loads(output.read_text())
