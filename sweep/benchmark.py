@@ -22,7 +22,7 @@ from model.config import CaptchaConfig, TrialConfig, override
 from model.pools import ensure_pools
 from model.training import LOG_POINTS
 from sweep.config import SweepConfig, load
-from sweep.lane import Lane, RunningLane, sized
+from sweep.lane import Lane, Memory, RunningLane, sized
 from sweep.resources import Allotment, Machine, allot, recommend, this_machine
 from sweep.searcher import trial_count
 from sweep.tensorboard import lifetime
@@ -30,7 +30,7 @@ from sweep.tensorboard import lifetime
 EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
 STEP_SECONDS = EPOCH_SECONDS / 4  # a step that takes longer is measured in smaller batches: this must end in minutes
 ROUNDS = 3
-TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 3  # of the small sweep: epochs of 10 s, as for `checkpoint_share`
+TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 5  # of the small sweep
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 _ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
 
@@ -98,11 +98,14 @@ class Benchmark:
                 lanes[0] = self._lane(0, small, closing)
             _all(lanes, "use", small)
             graph = statistics.median(_all(lanes, "graph"))
-            _all(lanes, "rate", "trial", 0)
-            memory = _all(lanes, "memory")
-            self.figures["host_mb_per_trial"] = statistics.median(host for host, _ in memory)
+            lanes[0].call("rate", "trial", 0)
+            memory: Memory = lanes[0].call("memory")
+            for too_many in lanes[memory.fitting :]:
+                too_many.close()
+            del lanes[memory.fitting :]
+            _all(lanes[1:], "rate", "trial", 0)
             self._one(lanes[0], graph)
-            self._several(lanes, [device for _, device in memory])
+            self._several(lanes, memory)
 
     def _small(self, lane: RunningLane) -> TrialConfig:
         """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
@@ -112,7 +115,7 @@ class Benchmark:
         while batch > 1 and batch / rate > STEP_SECONDS:
             batch //= 2
         if batch < whole:
-            cost = f"a step of {whole} takes {whole / rate:.1f} s, its process {lane.call('memory')[0]:,.0f} MB"
+            cost = f"a step of {whole} takes {whole / rate:.1f} s, its process {lane.call('memory').host:,.0f} MB"
             self.row("measured in batches of", f"{batch}", cost)
             self.trial = TrialConfig.model_validate(override(self.trial.model_dump(), {"training.batch_size": batch}))
         steps = max(1, round(rate * EPOCH_SECONDS / batch))
@@ -139,7 +142,7 @@ class Benchmark:
 
     def _one(self, lane: RunningLane, graph: float) -> None:
         """`graph`: seconds to trace it, once in each process."""
-        for stream in ("reading", "bare", "evaluation", "plain"):  # the trial has run
+        for stream in ("reading", "bare", "evaluation"):  # the trial has run
             lane.call("rate", stream, 0)
         reading = [lane.call("rate", "reading", 0.2) for _ in range(3)]
         rounds = [self._round(lane) for _ in range(ROUNDS)]
@@ -181,17 +184,18 @@ class Benchmark:
         others = {stream: lane.call("rate", stream, 0) for stream in ("evaluation", "plain")}
         return {"bare": (before + after) / 2, "trial": trial, **others}
 
-    def _several(self, lanes: Sequence[RunningLane], device_mb: Sequence[float]) -> None:
+    def _several(self, lanes: Sequence[RunningLane], memory: Memory) -> None:
         counts = sorted({min(2**power, len(lanes)) for power in range(4)})
         rounds = [{count: self._at_once(lanes[:count]) for count in counts} for _ in range(ROUNDS)]
         totals = {count: [each[count] for each in rounds] for count in counts}
         if 2 in totals:
             self.figures["two_trials_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
-        host = self.figures["host_mb_per_trial"]
+        self.figures["host_mb_per_trial"] = memory.host
         for count in counts:
             ratio = [each[count] / each[1] for each in rounds]
-            memory = f"{count * host:,.0f} MB" + (f", {sum(device_mb[:count]):,.0f} MB on the GPU" if self.gpu else "")
-            self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {memory}")
+            needed = f"{count * memory.host:,.0f} MB"
+            needed += f", {count * memory.device:,.0f} MB on the GPU" if self.gpu else ""
+            self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {needed}")
         # The fewest that come within 2 % of the most images per second: each more costs memory.
         self.rate_at_once = statistics.median(totals[counts[-1]]) / counts[-1]
         best = max(statistics.median(rates) for rates in totals.values())

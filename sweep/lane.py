@@ -43,6 +43,23 @@ class Lane:
     averages: bool
 
 
+@dataclass(frozen=True)
+class Memory:
+    """In megabytes, the most that a process has had for itself, on the host (where it keeps what it has freed; what it
+    maps with others, pools and libraries, is not its own) and on the device; and what is left there."""
+
+    host: float
+    device: float
+    host_left: float
+    device_left: float
+
+    @property
+    def fitting(self) -> int:
+        """So many such processes at once, this one among them."""
+        more = self.host_left / self.host
+        return 1 + int(min(more, self.device_left / self.device) if self.device else more)
+
+
 class RunningLane:
     def __init__(self, lane: Lane) -> None:
         context = multiprocessing.get_context("spawn")
@@ -219,11 +236,12 @@ class Measures:
         taken = seconds(save, times=7)
         return taken, sum(path.stat().st_size for path, _ in files)
 
-    def memory(self) -> tuple[float, float]:
-        """The most megabytes that this process has had for itself, on the host (where it keeps what it has freed; what
-        it maps with others, pools and libraries, is not its own) and on the device."""
-        device = torch.cuda.max_memory_reserved() if self.lane.gpu else 0
-        return psutil.Process().memory_full_info().uss / 1e6, device / 1e6
+    def memory(self) -> Memory:
+        host, host_left = psutil.Process().memory_full_info().uss, psutil.virtual_memory().available
+        device = device_left = 0
+        if self.lane.gpu:
+            device, device_left = torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[0]
+        return Memory(host / 1e6, device / 1e6, host_left / 1e6, device_left / 1e6)
 
 
 def seconds(action: Callable[[int], Any], times: int) -> float:

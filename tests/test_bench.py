@@ -12,6 +12,7 @@ from model import ctc
 from model.alphabet import Alphabet
 from model.config import TrialConfig, override
 from sweep import bench, benchmark, plain
+from sweep.lane import Memory
 from tests.processes import TINY, sets
 
 KEYS = {
@@ -74,3 +75,9 @@ def test_the_notebooks_way_reads_and_weighs_as_ours_does() -> None:
     for path, reading in zip(logits.argmax(2).T, readings.tolist(), strict=True):
         assert plain.decode(path, "0123") == alphabet.decode(reading)
     assert plain.accuracy(logits, readings, "0123") == 1
+
+
+def test_no_more_processes_are_measured_at_once_than_there_is_memory_for() -> None:
+    assert Memory(host=500, device=0, host_left=1_400, device_left=0).fitting == 3
+    assert Memory(host=500, device=3_000, host_left=90_000, device_left=10_000).fitting == 4
+    assert Memory(host=500, device=3_000, host_left=400, device_left=10_000).fitting == 1

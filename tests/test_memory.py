@@ -1,8 +1,10 @@
 import subprocess
 import sys
 
+import pytest
+
 LEFT = """
-import gc, sys, psutil, torch
+import sys, psutil, torch
 from model.memory import keep_freed_blocks
 
 torch.set_num_threads(1)
@@ -10,18 +12,47 @@ if sys.argv[1] == "kept":
     keep_freed_blocks()
 torch.ones(1)
 before = psutil.Process().memory_info().vms
-tensors = [torch.ones(1_000_000) for _ in range(8)]  # 4 MB each
+count = int(sys.argv[2]) // 4
+tensors = [torch.ones(count) for _ in range(8)]
 del tensors
-print((psutil.Process().memory_info().vms - before) / 4_000_000)
+print((psutil.Process().memory_info().vms - before) / 4 / count)
 """
 
 
-def left(how: str) -> float:
-    """How many of a step's eight blocks the process still holds when it has freed them."""
-    command = [sys.executable, "-c", LEFT, how]
+def left(how: str, size: int) -> float:
+    """How many of a step's eight blocks of so many bytes the process still holds when it has freed them."""
+    command = [sys.executable, "-c", LEFT, how, str(size)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_what_a_step_frees_stays_with_the_process_for_the_next() -> None:
-    assert left("given back") < 1
-    assert left("kept") > 7
+@pytest.mark.parametrize("size", [4_000_000, 48_000_000])
+def test_what_a_step_frees_stays_with_the_process_for_the_next(size: int) -> None:
+    assert left("given back", size) < 1
+    assert left("kept", size) > 7
+
+
+GROWN = """
+import psutil, torch
+from model.memory import keep_freed_blocks
+
+torch.set_num_threads(1)
+keep_freed_blocks()
+
+
+def step():
+    forward = [torch.ones(size) for size in (3_000_000, 1_500_000, 700_000, 350_000)]
+    backward = [torch.ones_like(tensor) for tensor in reversed(forward)]
+
+
+step()
+before = psutil.Process().memory_info().vms
+for _ in range(50):
+    step()
+print((psutil.Process().memory_info().vms - before) / 44_400_000)
+"""
+
+
+def test_a_step_finds_room_in_what_the_last_one_freed() -> None:
+    command = [sys.executable, "-c", GROWN]
+    steps = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert steps < 0.5
