@@ -24,31 +24,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--output", type=Path, default=Path("bench.json"), metavar="FILE", help="default bench.json")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
-        try:
-            config = load(options.config, parse_settings("--set", options.set))
-            if not options.output.absolute().parent.is_dir():
-                raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
-            # Not for the processes that render: they import this file again, and torch takes them seconds.
-            from sweep.benchmark import Benchmark
+    try:
+        config = load(options.config, parse_settings("--set", options.set))
+        if not options.output.absolute().parent.is_dir():
+            raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
+        console.print(f"[dim]{options.config.name}: about {'ten' if options.sweep else 'three'} minutes[/]")
+        # Not for the processes that render: they import this file again, and torch takes them seconds.
+        from sweep.benchmark import Benchmark
 
+        with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
             benchmark = Benchmark(config, Path(folder))
-        except ConfigError as error:
-            print(error, file=sys.stderr)
-            return 2
-        steps = [("rendering", benchmark.rendering), ("trials", benchmark.trials), ("a small sweep", benchmark.sweep)]
-        if options.sweep:
-            steps.append(("a whole sweep, ours and plainly written", benchmark.plain_sweep))
-        try:
-            for name, step in steps:
+            parts = [("rendering", benchmark.rendering), ("trials", benchmark.trials), ("a sweep", benchmark.sweep)]
+            if options.sweep:
+                parts.append(("a longer sweep, ours and plainly written", benchmark.plain_sweep))
+            for name, measure in parts:
                 console.print(f"[dim]measuring {name} …[/]")
-                step()
-        except KeyboardInterrupt:
-            print("\ninterrupted: nothing was written", file=sys.stderr)
-            return 130
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
+                measure()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
     replace_file(options.output, (json.dumps(benchmark.figures, indent=2) + "\n").encode())
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in (f"{options.config.name} on {benchmark.figures['device']}", "", ""):

@@ -225,8 +225,8 @@ class Benchmark:
         self.row(
             f"a sweep of {TRIALS} trials of {training * slots / TRIALS:.0f} s, {slots} at once",
             f"{wall:.1f} s",
-            f"{wall / training - 1:.1%} more than its training: {wall - busy:.1f} s until the first trial and after "
-            f"the last, {(busy - training) * slots / TRIALS:.1f} s a trial",
+            f"{wall / training - 1:.1%} more than its training: {wall - busy:.1f} s for start and end, "
+            f"{(busy - training) * slots / TRIALS:.1f} s a trial",
         )
 
     def _run_sweep(self, config: TrialConfig, trials: int) -> tuple[float, Path]:
