@@ -39,16 +39,24 @@ def label_lengths(labels: Tensor) -> Tensor:
     return (labels != BLANK).sum(1)
 
 
-def greedy_decode(logits: Tensor) -> Tensor:
-    """The collapsed best path of each image: uint8 (N, T), padded with 0."""
-    path = logits.argmax(2).T  # (N, T)
+def best_path(logits: Tensor) -> Tensor:
+    """The likeliest class at each time step: uint8 (N, T)."""
+    return logits.argmax(2).T.to(torch.uint8)
+
+
+def collapse(path: Tensor) -> Tensor:
+    """What a path (N, T) reads: without its repeats, then without blanks, padded with 0 to (N, T)."""
     repeats = torch.zeros_like(path, dtype=torch.bool)
     repeats[:, 1:] = path[:, 1:] == path[:, :-1]
     kept = (path != BLANK) & ~repeats
     # What is not kept is written to one column too many, which is then cut off.
     position = torch.where(kept, kept.cumsum(1) - 1, path.shape[1])
-    decoded = path.new_zeros(path.shape[0], path.shape[1] + 1).scatter_(1, position, path)
-    return decoded[:, :-1].to(torch.uint8)
+    return path.new_zeros(path.shape[0], path.shape[1] + 1).scatter_(1, position, path)[:, :-1]
+
+
+def greedy_decode(logits: Tensor) -> Tensor:
+    """What the best path of each image reads: uint8 (N, T), padded with 0."""
+    return collapse(best_path(logits))
 
 
 def exact_matches(decoded: Tensor, labels: Tensor) -> Tensor:

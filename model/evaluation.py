@@ -67,12 +67,12 @@ def by_loss(losses: Tensor, decoded: Tensor, labels: Tensor) -> Samples:
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[Scores, Samples]:
     """All images, with their scores. Leaves the network in evaluation mode."""
     network.eval()
-    losses, readings, truths = [], [], []
+    losses, paths, truths = [], [], []
     for images, labels in batches:
         with autocast(images.device, precision):
             logits = network(images)
         losses.append(ctc.ctc_losses(logits, labels))
-        readings.append(ctc.greedy_decode(logits))
+        paths.append(ctc.best_path(logits))
         truths.append(labels)
-    result = (torch.cat(losses).cpu(), torch.cat(readings).cpu(), torch.cat(truths))
+    result = (torch.cat(losses).cpu(), ctc.collapse(torch.cat(paths).cpu()), torch.cat(truths))
     return score(*result), by_loss(*result)

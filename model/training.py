@@ -86,7 +86,7 @@ def train(
         # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.
         torch.manual_seed(config.training.seed * 1_000_003 + number)
         network.train()
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, readings and labels of this epoch's batches
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, best paths and labels of this epoch's batches
         logged = 0
         step = (number - 1) * steps_per_epoch
         for images, labels in data.train_batches(number):
@@ -105,7 +105,7 @@ def train(
                 average.update()
             step += 1
 
-            seen.append((losses.detach(), ctc.greedy_decode(logits.detach()), labels))
+            seen.append((losses.detach(), ctc.best_path(logits.detach()), labels))
             if is_logged(step, steps_per_epoch, epochs):
                 loss, accuracy = loss_and_accuracy(*_joined(seen[logged:]))
                 values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
@@ -154,5 +154,5 @@ def is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
 
 def _joined(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, readings and labels of some batches, on the CPU: here the host waits for the device."""
-    losses, decoded, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
-    return losses, decoded, labels
+    losses, paths, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    return losses, ctc.collapse(paths), labels
