@@ -30,7 +30,8 @@ from sweep.tensorboard import lifetime
 EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
 STEP_SECONDS = EPOCH_SECONDS / 4  # a step that takes longer is measured in smaller batches: this must end in minutes
 ROUNDS = 3
-TRIALS, TRIAL_SECONDS, SWEEP_EPOCHS = 8, 30.0, 5  # of the small sweep
+TRIALS, TRIAL_SECONDS = 8, 30.0  # of the small sweep
+EPOCHS, EPOCH_IMAGES = 3, 4_000  # of its trials: at least so many epochs, at most so many images to render for them
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 _ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
 
@@ -110,7 +111,7 @@ class Benchmark:
     def _small(self, lane: RunningLane) -> TrialConfig:
         """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
         whole = batch = self.trial.training.batch_size
-        lane.call("rate", "bare", 0)
+        lane.call("rate", "bare", 0)  # the first step is much slower than others
         rate = lane.call("rate", "bare", 0.5)
         while batch > 1 and batch / rate > STEP_SECONDS:
             batch //= 2
@@ -212,8 +213,10 @@ class Benchmark:
     def sweep(self) -> None:
         """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
         slots = min(self.allotment.at_once, TRIALS)
-        each = math.ceil(TRIAL_SECONDS * self.rate_at_once / SWEEP_EPOCHS)
-        config = sized(self.trial, each, SWEEP_EPOCHS, max(1, each // 20))
+        images = TRIAL_SECONDS * self.rate_at_once
+        epochs = max(EPOCHS, math.ceil(images / EPOCH_IMAGES))
+        each = max(self.trial.training.batch_size, math.ceil(images / epochs))
+        config = sized(self.trial, each, epochs, max(1, each // 100))
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
         wall, root = self._run_sweep(config, TRIALS)
         with (root / "leaderboard.csv").open() as file:
