@@ -99,12 +99,12 @@ class Benchmark:
                 lanes[0] = self._lane(0, small, closing)
             _all(lanes, "use", small)
             graph = statistics.median(_all(lanes, "graph"))
-            lanes[0].call("rate", "trial", 0)
-            memory: Memory = lanes[0].call("memory")
+            lanes[-1].call("rate", "trial", 0)  # in the one that has trained nothing else yet
+            memory: Memory = lanes[-1].call("memory")
             for too_many in lanes[memory.fitting :]:
                 too_many.close()
             del lanes[memory.fitting :]
-            _all(lanes[1:], "rate", "trial", 0)
+            _all(lanes, "rate", "trial", 0)
             self._one(lanes[0], graph)
             self._several(lanes, memory)
 
