@@ -213,9 +213,9 @@ class Benchmark:
     def sweep(self) -> None:
         """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
         slots = min(self.allotment.at_once, TRIALS)
-        images = TRIAL_SECONDS * self.rate_at_once
-        epochs = max(EPOCHS, math.ceil(images / EPOCH_IMAGES))
-        each = max(self.trial.training.batch_size, math.ceil(images / epochs))
+        shown = TRIAL_SECONDS * self.rate_at_once
+        epochs = max(EPOCHS, math.ceil(shown / EPOCH_IMAGES))
+        each = max(self.trial.training.batch_size, math.ceil(shown / epochs))
         config = sized(self.trial, each, epochs, max(1, each // 100))
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
         wall, root = self._run_sweep(config, TRIALS)
