@@ -39,3 +39,12 @@ def test_tensorboardx_and_yaml_are_known_to_one_file_each() -> None:
             if library in imported(file):
                 users[library].append(file.name)
     assert users == {"tensorboardX": ["tensorboard.py"], "ruamel": ["config.py"]}
+
+
+def test_trials_ask_ray_for_no_environment_of_their_own_and_so_run_in_the_processes_it_started_ahead() -> None:
+    code = (
+        "from sweep.on_ray import RayTrial; from ray.tune.execution.class_cache import _ActorClassCache;"
+        "print(_ActorClassCache().get(RayTrial)._default_options['runtime_env'].get('env_vars'))"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert asked.strip() in ("{}", "None")

@@ -12,7 +12,6 @@ from model.pools import ensure_pools
 from sweep import in_process
 from sweep.config import SweepConfig, load
 from sweep.report import Reporter
-from sweep.resources import usable_cpus
 from sweep.searcher import Search, TrialRecord
 from sweep.trial import Trial, Workplace
 from tests.conftest import QUICKSTART
@@ -76,8 +75,6 @@ def test_twenty_trials_under_ray_hold_no_more_than_six_and_leave_nothing(start: 
         (session,) = sessions() - before
         workers = sweep.workers()
         measured.append(held(driver) | {"of workers": sum(worker.num_fds() for worker in workers) // len(workers)})
-    # The trials run in the processes that Ray starts ahead, one for each CPU, and in no others.
-    assert len(list(session.glob("session_2*/logs/worker-*.out"))) == usable_cpus()
     family = [driver, *driver.children(recursive=True)]
     assert sweep.wait()[0] == 0
     print(f"after 6 trials {measured[0]}, after 20 {measured[1]}")
