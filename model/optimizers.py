@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from model.config import OptimizerConfig
+from model.memory import collector_paused
 
 Parameters = Iterable[nn.Parameter]
 
@@ -24,5 +25,6 @@ OPTIMIZERS: dict[str, Callable[[Parameters, OptimizerConfig], Optimizer]] = {
 }
 
 
+@collector_paused()  # the first one has torch import its compiler
 def make_optimizer(parameters: Parameters, config: OptimizerConfig) -> Optimizer:
     return OPTIMIZERS[config.name](parameters, config)

@@ -67,7 +67,7 @@ class Benchmark:
     def row(self, what: str, figure: str, note: str = "") -> None:
         self.rows.append((what, figure, note))
 
-    def rendering(self, seconds: float = 0.5) -> None:
+    def rendering(self, seconds: float = 0.3) -> None:
         """One process against two, and against one for each core."""
         captcha, counts = self.config.captcha, sorted({1, 2, self.machine.cpus})
         with ProcessPoolExecutor(counts[-1]) as pool:
@@ -79,7 +79,7 @@ class Benchmark:
 
             rate(counts[-1], 20)  # starts them
             each = max(20, int(rate(1, 50) * seconds))
-            rounds = [{count: rate(count, each) for count in counts} for _ in range(3)]
+            rounds = [{count: rate(count, each) for count in counts} for _ in range(5)]
         for count in counts:
             ratios = [each[count] / each[1] for each in rounds]
             self.row(

@@ -9,16 +9,19 @@ import signal
 from dataclasses import asdict
 from typing import Any
 
-from ray import tune
-from ray.tune.execution import class_cache
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from model.memory import collector_paused
 
-from sweep.config import SweepConfig
-from sweep.ray_cluster import RayCluster
-from sweep.resources import Allotment
-from sweep.searcher import Search, TrialRecord
-from sweep.trial import Trial, Workplace, keep_to_share
+with collector_paused():
+    from ray import tune
+    from ray.tune.execution import class_cache
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+    from sweep.config import SweepConfig
+    from sweep.ray_cluster import RayCluster
+    from sweep.resources import Allotment
+    from sweep.searcher import Search, TrialRecord
+    from sweep.trial import Trial, Workplace, keep_to_share
 
 # Ray starts a process for each CPU ahead of time. Tune's trials run in these only if they ask for no environment
 # variables of their own; the variables are in everyone's environment anyway (see sweep/ray_cluster.py).

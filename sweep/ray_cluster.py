@@ -19,6 +19,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # noqa: SIM112  # not a minute, when its own server was killed
+# Ray's processes look for each other as long as by default, but fifty times as often: they all start at once.
+os.environ["RAY_raylet_client_connect_timeout_milliseconds"] = "20"  # noqa: SIM112
+os.environ["RAY_raylet_client_num_connect_attempts"] = "500"  # noqa: SIM112
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
 os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 

@@ -18,6 +18,7 @@ import torch
 
 from model.alphabet import Alphabet
 from model.files import replace_file
+from model.memory import collector_paused
 from sweep import badcases
 from sweep.config import ConfigError, Space, SweepConfig, load, walk
 from sweep.formatting import formatted
@@ -97,6 +98,7 @@ class Reporter:
         if self._best is not None:
             self._writer.best(self._ended, self._best)
 
+    @collector_paused()  # SciPy, Matplotlib and Plotly are imported in it
     def finish(self, search: Search) -> tuple[TrialRecord | None, list[str]]:
         """Writes leaderboard and report, copies the winner, and returns it and the verdict. Also after an interruption,
         with what there is. Raises OSError."""

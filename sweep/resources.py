@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.config import TrialConfig
 from model.files import replace_file
+from model.memory import collector_paused
 from sweep.config import ConfigError, SweepConfig
 
 _TRIALS_PER_GPU = 4  # where `sweep.bench` has not measured what is best
@@ -57,6 +58,7 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@collector_paused()
 def this_machine() -> Machine:
     import torch
 

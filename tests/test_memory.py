@@ -1,7 +1,10 @@
+import gc
 import subprocess
 import sys
 
 import pytest
+
+from model.memory import collector_paused
 
 LEFT = """
 import sys, psutil, torch
@@ -56,3 +59,12 @@ def test_a_step_finds_room_in_what_the_last_one_freed() -> None:
     command = [sys.executable, "-c", GROWN]
     steps = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert steps < 0.5
+
+
+def test_the_collector_stands_still_for_an_import_and_is_left_as_it_was() -> None:
+    with collector_paused():
+        assert not gc.isenabled()
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
