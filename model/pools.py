@@ -159,7 +159,7 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
     ]
     others = multiprocessing.active_children()
     # Spawned, not forked: the caller may hold threads.
-    executor = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _prepare_process)
+    executor = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), prepare_process)
     # All before the first is watched: when one is killed, CPython stumbles over its own start of the next.
     executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
@@ -198,8 +198,8 @@ _reserve: Callable[[int, int], None] = (
 )
 
 
-def _prepare_process() -> None:
-    """Ctrl-C is the caller's to handle; a caller that is killed takes its processes with it."""
+def prepare_process() -> None:
+    """Of a process that renders: Ctrl-C is the caller's to handle; a caller that is killed takes it with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     caller = multiprocessing.parent_process()
     assert caller is not None

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
             benchmark = Benchmark(config, Path(folder))
-            parts = [("rendering", benchmark.rendering), ("trials", benchmark.trials), ("a sweep", benchmark.sweep)]
+            parts = [("trials and their parts", benchmark.trials), ("a sweep", benchmark.sweep)]
             if options.sweep:
                 parts.append(("a longer sweep, ours and plainly written", benchmark.plain_sweep))
             for name, measure in parts:

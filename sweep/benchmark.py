@@ -14,12 +14,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.captchas import render
 from model.config import CaptchaConfig, TrialConfig, override
-from model.pools import ensure_pools
+from model.pools import ensure_pools, prepare_process
 from model.training import LOG_POINTS
 from sweep.config import SweepConfig, load
 from sweep.lane import Lane, Memory, RunningLane, sized
@@ -29,7 +30,8 @@ from sweep.tensorboard import lifetime
 
 EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
 STEP_SECONDS = EPOCH_SECONDS / 4  # a step that takes longer is measured in smaller batches: this must end in minutes
-ROUNDS = 3
+RENDERING_SECONDS = 0.3
+ROUNDS = 4
 TRIALS, TRIAL_SECONDS = 8, 30.0  # of the small sweep
 EPOCHS, EPOCH_IMAGES = 3, 4_000  # of its trials: at least so many epochs, at most so many images to render for them
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
@@ -51,6 +53,37 @@ FIGURES = (
 )
 
 
+@dataclass(frozen=True)
+class Round:
+    """Images per second of what is compared, measured one after another: of one trial and its parts, of so many trials
+    at once and of so many processes that render."""
+
+    rates: dict[str, float]
+    at_once: dict[int, float]
+    rendering: dict[int, float]
+
+
+class Rendering:
+    """One process, two, and one for each core."""
+
+    def __init__(self, captcha: CaptchaConfig, cores: int) -> None:
+        self._captcha, self._counts = captcha, sorted({1, 2, cores})
+        self._executor = ProcessPoolExecutor(self._counts[-1], initializer=prepare_process)
+        self._rate(self._counts[-1], 20)  # starts them
+        self._each = max(20, int(self._rate(1, 50) * RENDERING_SECONDS))
+
+    def rates(self) -> dict[int, float]:
+        return {count: self._rate(count, self._each) for count in self._counts}
+
+    def _rate(self, processes: int, count: int) -> float:
+        begin = time.monotonic()
+        list(self._executor.map(_draw, [self._captcha] * processes, range(processes), [count] * processes))
+        return processes * count / (time.monotonic() - begin)
+
+    def close(self) -> None:
+        self._executor.shutdown()
+
+
 class Benchmark:
     """Measures one config, working in `folder`. `figures` go to bench.json, where null is what was not measured; `rows`
     are the table. Raises ConfigError if a trial asks for more than the machine has."""
@@ -67,32 +100,14 @@ class Benchmark:
     def row(self, what: str, figure: str, note: str = "") -> None:
         self.rows.append((what, figure, note))
 
-    def rendering(self, seconds: float = 0.3) -> None:
-        """One process against two, and against one for each core."""
-        captcha, counts = self.config.captcha, sorted({1, 2, self.machine.cpus})
-        with ProcessPoolExecutor(counts[-1]) as pool:
-
-            def rate(processes: int, count: int) -> float:
-                begin = time.monotonic()
-                list(pool.map(_draw, [captcha] * processes, range(processes), [count] * processes))
-                return processes * count / (time.monotonic() - begin)
-
-            rate(counts[-1], 20)  # starts them
-            each = max(20, int(rate(1, 50) * seconds))
-            rounds = [{count: rate(count, each) for count in counts} for _ in range(5)]
-        for count in counts:
-            ratios = [each[count] / each[1] for each in rounds]
-            self.row(
-                f"rendering, processes: {count}", images([each[count] for each in rounds]), f"{times(ratios)} of one"
-            )
-        self.figures["rendering_two_process_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
-
     def trials(self) -> None:
-        """One trial on what a trial gets, its parts and the notebook's way in turns; then several at once."""
+        """One trial on what a trial gets, its parts, the notebook's way, several at once, and rendering, in turns."""
         with ExitStack() as closing:
+            rendering = Rendering(self.config.captcha, self.machine.cpus)
+            closing.callback(rendering.close)
             one_step = sized(self.trial, self.trial.training.batch_size, 1, 1)
             lanes = [self._lane(number, one_step, closing) for number in range(self._most_at_once)]
-            small = self._small(lanes[0])
+            small = self._small(lanes[0], one_step)
             ensure_pools(small, self.folder / "pools", self.machine.cpus)
             if small.training.batch_size < one_step.training.batch_size:
                 lanes[0].close()  # a process stays as large as it once was
@@ -105,20 +120,29 @@ class Benchmark:
                 too_many.close()
             del lanes[memory.fitting :]
             _all(lanes, "rate", "trial", 0)
-            self._one(lanes[0], graph)
-            self._several(lanes, memory)
+            for stream in ("reading", "bare", "evaluation"):
+                lanes[0].call("rate", stream, 0)
+            rounds = [self._round(lanes, rendering) for _ in range(ROUNDS)]
+            self._rendering([each.rendering for each in rounds])
+            self._one([each.rates for each in rounds], lanes[0], graph)
+            self._several([each.at_once for each in rounds], memory)
 
-    def _small(self, lane: RunningLane) -> TrialConfig:
+    def _small(self, lane: RunningLane, one_step: TrialConfig) -> TrialConfig:
         """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
         whole = batch = self.trial.training.batch_size
+        lane.call("use", in_batches_of(1, one_step))
         lane.call("rate", "bare", 0)  # the first step is much slower than others
-        rate = lane.call("rate", "bare", 0.5)
+        lane.call("use", one_step)
+        rate = lane.call("rate", "bare", 0)
+        if whole / rate <= STEP_SECONDS:
+            rate = lane.call("rate", "bare", EPOCH_SECONDS / 2)
         while batch > 1 and batch / rate > STEP_SECONDS:
             batch //= 2
         if batch < whole:
-            cost = f"a step of {whole} takes {whole / rate:.1f} s, its process {lane.call('memory').host:,.0f} MB"
+            needed: Memory = lane.call("memory")
+            cost = f"the first step of {whole} takes {whole / rate:.1f} s, its process {needed.host:,.0f} MB"
             self.row("measured in batches of", f"{batch}", cost)
-            self.trial = TrialConfig.model_validate(override(self.trial.model_dump(), {"training.batch_size": batch}))
+            self.trial = in_batches_of(batch, self.trial)
         steps = max(1, round(rate * EPOCH_SECONDS / batch))
         every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
         self.epoch_images = steps * batch
@@ -141,12 +165,29 @@ class Benchmark:
         closing.callback(lane.close)
         return lane
 
-    def _one(self, lane: RunningLane, graph: float) -> None:
+    def _round(self, lanes: Sequence[RunningLane], rendering: Rendering) -> Round:
+        """The limit is taken before and after the trial, so that a machine that grows slower is fair to both."""
+        lane = lanes[0]
+        before = lane.call("rate", "bare", EPOCH_SECONDS / 2)
+        trial = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
+        after = lane.call("rate", "bare", EPOCH_SECONDS / 2)
+        at_once = {1: trial}
+        for count in sorted({min(2**power, len(lanes)) for power in range(4)} - {1}):
+            at_once[count] = sum(_all(lanes[:count], "rate", "trial", _ENOUGH * EPOCH_SECONDS))
+        others = {stream: lane.call("rate", stream, 0) for stream in ("evaluation", "plain")}
+        reading = lane.call("rate", "reading", EPOCH_SECONDS / 5)
+        rates = {"bare": (before + after) / 2, "trial": trial, **others, "reading": reading}
+        return Round(rates, at_once, rendering.rates())
+
+    def _rendering(self, rounds: Sequence[dict[int, float]]) -> None:
+        for count in rounds[0]:
+            ratios = [each[count] / each[1] for each in rounds]
+            rates = images([each[count] for each in rounds])
+            self.row(f"rendering, processes: {count}", rates, f"{times(ratios)} of one")
+        self.figures["rendering_two_process_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
+
+    def _one(self, rounds: Sequence[dict[str, float]], lane: RunningLane, graph: float) -> None:
         """`graph`: seconds to trace it, once in each process."""
-        for stream in ("reading", "bare", "evaluation"):  # the trial has run
-            lane.call("rate", stream, 0)
-        reading = [lane.call("rate", "reading", 0.2) for _ in range(3)]
-        rounds = [self._round(lane) for _ in range(ROUNDS)]
         rates = {stream: [each[stream] for each in rounds] for stream in rounds[0]}
         ratios = {
             key: [each[over] / each[under] for each in rounds]
@@ -166,7 +207,7 @@ class Benchmark:
         checkpoint, size = lane.call("checkpoint")
         self.figures["logging_share"] = logging / trial_seconds
         self.figures["checkpoint_share"] = checkpoint / 10
-        self.row("reading a pool, batch to the device", images(reading))
+        self.row("reading a pool, batch to the device", images(rates["reading"]))
         self.row("the bare step on a batch that is there: the limit", images(rates["bare"]))
         self.row("a trial's epoch", images(rates["trial"]), f"{times(ratios['trial_share_of_limit'])} of the limit")
         self.row("the notebook's way", images(rates["plain"]), f"the trial is {times(ratios['speedup_over_notebook'])}")
@@ -177,17 +218,8 @@ class Benchmark:
         cost = f"{1000 * checkpoint:.0f} ms, {size / 1e6:.1f} MB"
         self.row("checkpoint", cost, f"{checkpoint / 10:.2%} of an epoch of 10 s")
 
-    def _round(self, lane: RunningLane) -> dict[str, float]:
-        """The limit is taken before and after the trial, so that a machine that grows slower is fair to both."""
-        before = lane.call("rate", "bare", EPOCH_SECONDS / 2)
-        trial = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
-        after = lane.call("rate", "bare", EPOCH_SECONDS / 2)
-        others = {stream: lane.call("rate", stream, 0) for stream in ("evaluation", "plain")}
-        return {"bare": (before + after) / 2, "trial": trial, **others}
-
-    def _several(self, lanes: Sequence[RunningLane], memory: Memory) -> None:
-        counts = sorted({min(2**power, len(lanes)) for power in range(4)})
-        rounds = [{count: self._at_once(lanes[:count]) for count in counts} for _ in range(ROUNDS)]
+    def _several(self, rounds: Sequence[dict[int, float]], memory: Memory) -> None:
+        counts = list(rounds[0])
         totals = {count: [each[count] for each in rounds] for count in counts}
         if 2 in totals:
             self.figures["two_trials_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
@@ -206,9 +238,6 @@ class Benchmark:
         if self.gpu:
             recommend(self.config, self.machine.gpu_name, count)
         self.row("recommended", f"{count} at once", f"resources: {{{share}}}")
-
-    def _at_once(self, lanes: Sequence[RunningLane]) -> float:
-        return float(sum(_all(lanes, "rate", "trial", _ENOUGH * EPOCH_SECONDS)))
 
     def sweep(self) -> None:
         """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
@@ -274,6 +303,10 @@ def _all(lanes: Sequence[RunningLane], what: str, *arguments: Any) -> list[Any]:
     for lane in lanes:
         lane.ask(what, *arguments)
     return [lane.answer() for lane in lanes]
+
+
+def in_batches_of(images: int, config: TrialConfig) -> TrialConfig:
+    return TrialConfig.model_validate(override(config.model_dump(), {"training.batch_size": images}))
 
 
 def _draw(captcha: CaptchaConfig, seed: int, count: int) -> None:
