@@ -131,22 +131,21 @@ class Benchmark:
         """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
         whole = batch = self.trial.training.batch_size
         lane.call("use", in_batches_of(1, one_step))
-        lane.call("rate", "bare", 0)  # the first step is much slower than others
+        lane.call("rate", "bare", 0)  # the first step of a process is much slower than others
         lane.call("use", one_step)
         rate = lane.call("rate", "bare", 0)
-        if whole / rate <= STEP_SECONDS:
+        if whole / rate < 2 * EPOCH_SECONDS:  # of a longer one, once is enough
             rate = lane.call("rate", "bare", EPOCH_SECONDS / 2)
         while batch > 1 and batch / rate > STEP_SECONDS:
             batch //= 2
         if batch < whole:
             needed: Memory = lane.call("memory")
-            cost = f"the first step of {whole} takes {whole / rate:.1f} s, its process {needed.host:,.0f} MB"
+            cost = f"a step of {whole} takes about {whole / rate:.1f} s, its process {needed.host:,.0f} MB"
             self.row("measured in batches of", f"{batch}", cost)
             self.trial = in_batches_of(batch, self.trial)
         steps = max(1, round(rate * EPOCH_SECONDS / batch))
         every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
-        self.epoch_images = steps * batch
-        return sized(self.trial, self.epoch_images, max(1, LOG_POINTS * every // steps), 1)
+        return sized(self.trial, steps * batch, max(1, LOG_POINTS * every // steps), 1)
 
     @property
     def _most_at_once(self) -> int:
