@@ -29,6 +29,7 @@ import ray
 from filelock import FileLock
 
 _TEMPORARY = "crnn-sweep-"
+_PATIENCE = 10.0  # seconds that Ray has to end
 
 
 class RayCluster:
@@ -48,12 +49,15 @@ class RayCluster:
 
     def stop(self) -> None:
         """Begins to: `close` waits for it."""
-        gc.collect()  # what Ray gave and nobody holds any more: freed after its end, it would end the process from C++
-        self._over.set()
+        if not self._over.is_set():
+            # What Ray gave and nobody holds any more: freed while Ray ends or later, it could block or end the process.
+            gc.collect()
+            self._over.set()
 
     def close(self) -> None:
+        """Ray takes one to four seconds. Stuck, it ends with this process, its agents within a minute."""
         self.stop()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
 
     def _live(self) -> None:
         try:
