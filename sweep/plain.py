@@ -1,11 +1,10 @@
 """The notebook's way of training and Ray Tune's defaults around it: what `sweep.bench` compares with.
 
 Written as one would write it without this project: every image rendered anew for every trial in DataLoader workers,
-contiguous float32, a loss read and texts decoded in Python after every batch.
+contiguous float32, a loss read and texts decoded in Python after every batch; each epoch is followed by a validation.
 """
 
 import sys
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from model.captchas import render
@@ -41,21 +41,27 @@ def make_network(config: TrialConfig, device: torch.device) -> nn.Module:
     return CRNN(config).to(device)
 
 
-def train_epoch(
-    config: TrialConfig, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, workers: int
+def make_optimizer(config: TrialConfig, network: nn.Module) -> Optimizer:
+    return torch.optim.Adam(network.parameters(), lr=config.optimizer.lr)
+
+
+def epoch(
+    config: TrialConfig, network: nn.Module, count: int, device: torch.device, optimizer: Optimizer | None = None
 ) -> tuple[float, float]:
-    """Mean loss and accuracy over `data.train_images` fresh images."""
-    network.train()
-    captchas = FreshCaptchas(config, config.data.train_images)
-    loader = DataLoader(captchas, config.training.batch_size, num_workers=workers)
+    """Mean loss and accuracy over `count` fresh images; with an optimizer it trains on them, without it validates."""
+    training = optimizer is not None
+    network.train(training)
+    loader = DataLoader(FreshCaptchas(config, count), config.training.batch_size, num_workers=1)
     loss_sum = accuracy_sum = 0.0
     for images, labels, time_steps, lengths in loader:
         images, labels = images.to(device), labels.to(device)
-        optimizer.zero_grad()
-        logits = network(images)
-        loss = F.ctc_loss(logits.log_softmax(2), labels, time_steps, lengths)
-        loss.backward()
-        optimizer.step()
+        with torch.set_grad_enabled(training):
+            logits = network(images)
+            loss = F.ctc_loss(logits.log_softmax(2), labels, time_steps, lengths)
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
         loss_sum += loss.item()
         accuracy_sum += accuracy(logits, labels, config.captcha.characters)
     return loss_sum / len(loader), accuracy_sum / len(loader)
@@ -74,22 +80,17 @@ def text(label: Tensor, characters: str) -> str:
     return "".join(characters[int(index) - 1] for index in label if index)
 
 
-def epochs(config: TrialConfig, device: torch.device, workers: int) -> Iterator[tuple[float, float]]:
-    network = make_network(config, device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.lr)
-    while True:
-        yield train_epoch(config, network, optimizer, device, workers)
-
-
 def _trial(values: dict[str, Any], config: TrialConfig, gpu: bool) -> None:
     from ray import tune
 
     changed = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=values)})
     device = torch.device("cuda" if gpu else "cpu")
-    for number, (loss, exact) in enumerate(epochs(changed, device, workers=1), start=1):
-        tune.report({"loss": loss, "acc": exact})
-        if number == config.training.epochs:
-            return
+    network = make_network(changed, device)
+    optimizer = make_optimizer(changed, network)
+    for _ in range(changed.training.epochs):
+        train_loss, train_acc = epoch(changed, network, changed.data.train_images, device, optimizer)
+        valid_loss, valid_acc = epoch(changed, network, changed.data.valid_images, device)
+        tune.report({"train_loss": train_loss, "train_acc": train_acc, "loss": valid_loss, "acc": valid_acc})
 
 
 def sweep(config: TrialConfig, trials: int, gpus: float, storage: Path) -> None:
