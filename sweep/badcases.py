@@ -60,7 +60,7 @@ def _grid(images: Tensor, captions: Sequence[Sequence[Line]]) -> np.ndarray:
             x = float(left)
             for text, color in line:
                 pen.text((x, top + height + 2 + _LINE * number), text, color, font)
-                x += pen.textlength(text, font)
+                x += font.getlength(text)
     return np.asarray(canvas)
 
 
