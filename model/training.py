@@ -65,7 +65,8 @@ def train(
     Raises Diverged."""
     device = data.device
     numeric = precision.resolve(config.training.precision, device)
-    optimizer = make_optimizer(network.parameters(), config.optimizer)
+    parameters = list(network.parameters())
+    optimizer = make_optimizer(parameters, config.optimizer)
     steps_per_epoch, epochs = config.steps_per_epoch, config.training.epochs
     steps = steps_per_epoch * epochs
     best_number, best = 0, Scores(math.inf, math.inf, math.inf)
@@ -99,7 +100,7 @@ def train(
             optimizer.zero_grad()
             ctc.mean_per_character(losses, labels).backward()
             if config.optimizer.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_clip)
+                nn.utils.clip_grad_norm_(parameters, config.optimizer.gradient_clip)
             optimizer.step()
             if average is not None:
                 average.update()

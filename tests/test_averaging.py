@@ -18,8 +18,8 @@ MakeData = Callable[[TrialConfig], Data]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("steps", [20, 1000])
-def test_the_average_is_exponential_with_a_warm_up_over_a_tenth_of_the_steps(steps: int) -> None:
+@pytest.mark.parametrize(("steps", "every"), [(20, 1), (399, 1), (1000, 5)])
+def test_the_average_is_exponential_with_a_warm_up_over_a_tenth_of_the_steps(steps: int, every: int) -> None:
     layer = nn.Linear(3, 2)
     average = AveragedWeights(layer, steps)
     expected = layer.weight.detach().clone()
@@ -27,8 +27,10 @@ def test_the_average_is_exponential_with_a_warm_up_over_a_tenth_of_the_steps(ste
         with torch.no_grad():
             layer.weight.add_(torch.randn(2, 3))
         average.update()
-        decay = 0.0 if step == 0 else min(1 - 10 / steps, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * layer.weight.detach()
+        if step % every == 0:
+            samples = step // every
+            decay = 0.0 if samples == 0 else min(1 - 10 * every / steps, (1 + samples) / (10 + samples))
+            expected = decay * expected + (1 - decay) * layer.weight.detach()
     assert torch.allclose(average.state_dict()["network"]["weight"], expected, atol=1e-5)
 
 
