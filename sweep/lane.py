@@ -1,5 +1,6 @@
 """A process on the CPUs or the GPU share that one trial gets, in which `sweep.bench` measures one thing at a time."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -120,6 +121,7 @@ class Measures:
         self.lane = lane
         self.device = torch.device("cuda" if lane.gpu else "cpu")
         self.use(lane.config)
+        gc.collect()  # or Python does, a fifth of a second long, in the midst of what is measured first
 
     def use(self, config: TrialConfig) -> None:
         self.config = config
@@ -171,7 +173,10 @@ class Measures:
         """Shorter epochs, for it is much slower."""
         batch = self.config.training.batch_size
         shorter = sized(self.config, max(batch, self.config.data.train_images // 4), 1, 1)
-        for _ in plain.epochs(shorter, self.device, workers=1):
+        network = plain.make_network(shorter, self.device)
+        optimizer = plain.make_optimizer(shorter, network)
+        while True:
+            plain.epoch(shorter, network, shorter.data.train_images, self.device, optimizer)
             yield shorter.data.train_images
 
     def _evaluation(self) -> Iterator[int]:
