@@ -167,7 +167,8 @@ class Measures:
             writer.rewind({"": 0})
 
     def _average(self, network: nn.Module) -> AveragedWeights | None:
-        return AveragedWeights(network, self.config.steps_per_epoch) if self.lane.averages else None
+        steps = self.config.steps_per_epoch * self.config.training.epochs
+        return AveragedWeights(network, steps) if self.lane.averages else None
 
     def _plain(self) -> Iterator[int]:
         """Shorter epochs, for it is much slower."""
