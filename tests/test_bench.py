@@ -77,6 +77,17 @@ def test_the_notebooks_way_reads_and_weighs_as_ours_does() -> None:
     assert plain.accuracy(logits, readings, "0123") == 1
 
 
+def test_the_notebooks_way_trains_with_an_optimizer_and_validates_without_one() -> None:
+    config, device = TrialConfig.model_validate(override({}, TINY)), torch.device("cpu")
+    network = plain.make_network(config, device)
+    optimizer = plain.make_optimizer(config, network)
+    before = [parameter.clone() for parameter in network.parameters()]
+    plain.epoch(config, network, 16, device)
+    assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    plain.epoch(config, network, 16, device, optimizer)
+    assert not all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
 def test_no_more_processes_are_measured_at_once_than_there_is_memory_for() -> None:
     assert Memory(host=500, device=0, host_left=1_400, device_left=0).fitting == 3
     assert Memory(host=500, device=3_000, host_left=90_000, device_left=10_000).fitting == 4
