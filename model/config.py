@@ -204,14 +204,18 @@ class AugmentationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """`precision: auto` is bfloat16 autocast where the device computes it natively, else float32. With `cuda_graph` a
-    GPU replays the network's part of a step as a recorded graph, which pays where the CPU can't launch kernels fast
-    enough; a CPU ignores it."""
+    """`precision: auto` is bfloat16 autocast where the device computes it natively, else float32.
+
+    `cuda_graph` says what an NVIDIA GPU replays as a recorded CUDA graph: `network` its forward and backward pass,
+    `step` the whole training step, `false` nothing; `auto` and `true` are `network`. A CPU ignores it.
+    `compile` compiles the network with torch.compile, `auto` where a trial on a GPU is long enough to repay that.
+    """
 
     epochs: Positive = 10
     batch_size: Positive = 32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    cuda_graph: bool = False
+    cuda_graph: Literal["auto", "network", "step"] | bool = "auto"
+    compile: Literal["auto"] | bool = False
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: int = 0
 

@@ -4,6 +4,8 @@ CPU: cuDNN's loss takes them from there, and asking the device for their lengths
 Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
 """
 
+from typing import Any
+
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
@@ -26,13 +28,56 @@ def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
+def recordable_ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same as `ctc_losses`, for labels on the logits' device: their lengths are data, so a CUDA graph that records
+    this loss may be replayed with other labels."""
+    losses: Tensor = _losses_and_gradients(logits.float(), labels)[0]
+    return losses
+
+
+@torch.library.custom_op("crnn_sweep::ctc", mutates_args=())
+def _losses_and_gradients(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and their gradients with respect to the logits (T, N, K)."""
+    if logits.device.type != "cpu":
+        from model.ctc_kernel import launch  # Triton comes with torch's GPU builds alone
+
+        return launch(logits, labels)
+    # An operator has no autograd inside, so these are the two halves of torch's own loss.
+    steps, images, _ = logits.shape
+    log_probabilities = logits.log_softmax(2)
+    lengths = [steps] * images, label_lengths(labels).tolist()
+    arguments = log_probabilities, labels[labels != BLANK].int(), *lengths
+    losses, alphas = torch.ops.aten._ctc_loss(*arguments, BLANK, False)
+    ones = torch.ones_like(losses)
+    gradients = torch.ops.aten._ctc_loss_backward(ones, *arguments, losses, alphas, BLANK, False)
+    return losses, torch.ops.aten._log_softmax_backward_data(gradients, log_probabilities, 2, logits.dtype)
+
+
+@_losses_and_gradients.register_fake
+def _(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[1]), torch.empty_like(logits)
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _scale_gradients(ctx: Any, of_losses: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    (gradients,) = ctx.saved_tensors
+    return gradients * of_losses[:, None], None
+
+
+_losses_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
 def ctc_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over images of the loss per character, as torch's own `reduction="mean"`."""
     return mean_per_character(ctc_losses(logits, labels), labels)
 
 
 def mean_per_character(losses: Tensor, labels: Tensor) -> Tensor:
-    return (losses / label_lengths(labels).to(losses.device, non_blocking=True)).mean()
+    """The mean over images of the loss per character; an empty label counts as one character."""
+    return (losses / label_lengths(labels).clamp(min=1).to(losses.device, non_blocking=True)).mean()
 
 
 def label_lengths(labels: Tensor) -> Tensor:

@@ -12,7 +12,10 @@ from model.alphabet import Alphabet
 from model.augmentation import augment
 from model.captchas import Split, render
 from model.config import TrialConfig
+from model.device import free_bytes
 from model.pools import encode_padded, open_pool, pool_spec
+
+_BUSY = 256  # images that an accelerator evaluates at once; in smaller batches it waits for launches
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W); labels uint8 (n, L) padded with 0, on the CPU
 
@@ -35,7 +38,7 @@ class Data:
         if pool is None:
             raise FileNotFoundError(f"{self.folder / spec.name}: the image pool is missing or damaged")
         images, labels = torch.from_numpy(pool.images), torch.from_numpy(pool.labels)
-        if self.device.type == "cuda" and pool.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
+        if self.device.type != "cpu" and pool.images.nbytes < free_bytes(self.device) / 4:
             images = images.to(self.device)
         return images, labels
 
@@ -58,7 +61,7 @@ class Data:
                 batch_size=size,
                 sampler=range(first, first + count),
                 num_workers=self.workers,
-                pin_memory=self.device.type == "cuda",
+                pin_memory=self.device.type != "cpu",
             )
             yield from fresh
         else:
@@ -67,12 +70,15 @@ class Data:
             there = order.to(pool_images.device)
             for rows, labels in zip(there.split(size), pool_labels[order].split(size), strict=True):
                 images = pool_images.index_select(0, rows)  # ten times as fast as indexing, on the CPU
-                # From pinned memory a batch travels while the device still trains on the last one.
-                yield images.pin_memory() if images.device != self.device else images, labels
+                # From pinned memory a batch travels while the device still trains on the last one. Types are compared:
+                # a tensor's device has an index, so `cuda:0` is not `cuda`.
+                yield images if images.device.type == self.device.type else images.pin_memory(), labels
 
     def batches(self, images: Tensor, labels: Tensor, size: int | None = None) -> Iterator[Batch]:
-        """Of a split, in its order; by default as many at once as in training, whose memory is there already."""
-        size = size or self.config.training.batch_size
+        """Of a split, in its order; by default as many at once as in training, whose memory is there already, but on an
+        accelerator no fewer than it needs to be busy."""
+        if size is None:
+            size = max(self.config.training.batch_size, 1 if self.device.type == "cpu" else _BUSY)
         for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
             yield some_images.to(self.device), some_labels
 

@@ -2,16 +2,14 @@
 
 import torch
 
+from model.device import native_bfloat16
+
 
 def resolve(precision: str, device: torch.device) -> str:
     """`auto` → `bfloat16` where the device computes it natively, else `float32`."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if native else "float32"
+    return "bfloat16" if native_bfloat16(device) else "float32"
 
 
 def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:

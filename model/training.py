@@ -7,24 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from model import ctc, precision
+from model import acceleration, ctc, precision
+from model.acceleration import Step, set_rate
 from model.averaging import AveragedWeights
 from model.config import TrialConfig
 from model.crnn import CRNN
-from model.cuda_graph import capture
 from model.data import Data
-from model.evaluation import Samples, Scores, by_loss, evaluate, loss_and_accuracy, score
+from model.evaluation import Samples, Scores, evaluate
 from model.optimizers import make_optimizer
+from model.running_scores import Log, RunningScores
 from model.schedules import factor
 
-Log = Callable[[int, Mapping[str, float]], None]
-
 LOG_POINTS = 200  # per tag and trial: more only make TensorBoard slow
-
-
-class Diverged(Exception):
-    """The training loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Epoch:
     train_worst_images: Tensor
     valid_samples: Samples
     state: dict[str, Any]
+    note: str | None  # what the trial had to do without
 
 
 def make_network(config: TrialConfig, device: torch.device) -> CRNN:
@@ -51,6 +48,36 @@ def make_network(config: TrialConfig, device: torch.device) -> CRNN:
         network = CRNN(config)
     network.to(device)
     return network.to(memory_format=torch.channels_last)
+
+
+def make_step(config: TrialConfig, network: nn.Module, optimizer: Optimizer, data: Data) -> tuple[Step, str | None]:
+    """The training step on the data's device, recorded or compiled as the config says; and what it does without."""
+    device, training = data.device, config.training
+    numeric = precision.resolve(training.precision, device)
+    chosen = acceleration.resolve(training, config.steps_per_epoch * training.epochs, device)
+    shape = (training.batch_size, config.captcha.channels, config.captcha.height, config.captcha.width)
+    forward: Callable[[Tensor], Tensor] = network
+    note = None
+    if chosen.compile:
+        example = torch.zeros(shape, dtype=torch.uint8, device=device)
+        forward, note = acceleration.compiled(network, example, numeric, data.folder / "compiled")
+    elif chosen.graph == "network":
+        acceleration.record_network(network, torch.zeros(shape, dtype=torch.uint8, device=device), numeric)
+    ctc_losses = ctc.recordable_ctc_losses if chosen.graph == "step" else ctc.ctc_losses
+    parameters = list(network.parameters())
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with precision.autocast(device, numeric):
+            logits = forward(images)  # (T, N, K)
+        losses = ctc_losses(logits, labels)  # (N,)
+        optimizer.zero_grad()
+        ctc.mean_per_character(losses, labels).backward()
+        if config.optimizer.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(parameters, config.optimizer.gradient_clip)
+        optimizer.step()
+        return losses.detach(), ctc.best_path(logits.detach())
+
+    return (acceleration.RecordedStep(step, network, optimizer) if chosen.graph == "step" else step), note
 
 
 def train(
@@ -63,10 +90,7 @@ def train(
 ) -> Iterator[Epoch]:
     """Trains in place and yields after each epoch, and keeps the average up to date. Steps count from 1 when logged.
     Raises Diverged."""
-    device = data.device
-    numeric = precision.resolve(config.training.precision, device)
-    parameters = list(network.parameters())
-    optimizer = make_optimizer(parameters, config.optimizer)
+    optimizer = make_optimizer(network.parameters(), config.optimizer)
     steps_per_epoch, epochs = config.steps_per_epoch, config.training.epochs
     steps = steps_per_epoch * epochs
     best_number, best = 0, Scores(math.inf, math.inf, math.inf)
@@ -78,51 +102,32 @@ def train(
             average.load_state_dict(resume_from["average"])
         first = resume_from["epoch"] + 1
         best_number, best = resume_from["best_number"], Scores(**resume_from["best"])
-    if config.training.cuda_graph and device.type == "cuda":
-        captcha = config.captcha
-        shape = (config.training.batch_size, captcha.channels, captcha.height, captcha.width)
-        capture(network, torch.zeros(shape, dtype=torch.uint8, device=device), numeric)
+    take_step, note = make_step(config, network, optimizer, data)
 
     for number in range(first, epochs + 1):
         # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.
         torch.manual_seed(config.training.seed * 1_000_003 + number)
         network.train()
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, best paths and labels of this epoch's batches
-        logged = 0
+        running = RunningScores(log)
         step = (number - 1) * steps_per_epoch
         for images, labels in data.train_batches(number):
             rate = config.optimizer.lr * factor(config.schedule, step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with precision.autocast(device, numeric):
-                logits = network(images)  # (T, N, K)
-            losses = ctc.ctc_losses(logits, labels)
-            optimizer.zero_grad()
-            ctc.mean_per_character(losses, labels).backward()
-            if config.optimizer.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(parameters, config.optimizer.gradient_clip)
-            optimizer.step()
+            set_rate(optimizer, rate)
+            losses, paths = take_step(images, labels)
             if average is not None:
                 average.update()
             step += 1
-
-            seen.append((losses.detach(), ctc.best_path(logits.detach()), labels))
+            running.add(losses, paths, labels)
             if is_logged(step, steps_per_epoch, epochs):
-                loss, accuracy = loss_and_accuracy(*_joined(seen[logged:]))
-                values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
-                log(step, {f"train/{name}": value for name, value in values.items()})
-                logged = len(seen)
-                if not math.isfinite(loss):
-                    raise Diverged(f"the loss was {loss} by step {step}")
+                running.end_window(step, rate)
 
-        trained = score(*_joined(seen))
-        if not math.isfinite(trained.loss):
-            raise Diverged(f"the loss was {trained.loss} in epoch {number}")
+        trained, last_batch = running.end_epoch(number)
+        numeric = precision.resolve(config.training.precision, data.device)
         validated, valid_samples = evaluate(network, data.batches(*data.valid), numeric)
         is_best = (validated.error_rate, validated.loss) < (best.error_rate, best.loss)
         if is_best:
             best_number, best = number, validated
-        train_worst = by_loss(*_joined(seen[-1:])).worst()
+        train_worst = last_batch.worst()
         yield Epoch(
             number=number,
             train=trained,
@@ -141,6 +146,7 @@ def train(
                 "best_number": best_number,
                 "best": asdict(best),
             },
+            note=note,
         )
 
 
@@ -151,9 +157,3 @@ def is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
         return step_in_epoch + 1 == steps_per_epoch and (epoch + 1) % math.ceil(epochs / LOG_POINTS) == 0
     every = math.ceil(steps_per_epoch / (LOG_POINTS // epochs))
     return (step_in_epoch + 1) % every == 0 or step_in_epoch + 1 == steps_per_epoch
-
-
-def _joined(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, readings and labels of some batches, on the CPU: here the host waits for the device."""
-    losses, paths, labels = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
-    return losses, ctc.collapse(paths), labels

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import nn
 
-from model import checkpoints, ctc, memory, precision
+from model import checkpoints, ctc, device, memory, precision
 from model.alphabet import Alphabet
 from model.averaging import AveragedWeights
 from model.config import TrialConfig, override
@@ -119,7 +119,7 @@ class Measures:
         torch.set_num_threads(lane.threads)
         memory.keep_freed_blocks()
         self.lane = lane
-        self.device = torch.device("cuda" if lane.gpu else "cpu")
+        self.device = device.pick(lane.gpu)
         self.use(lane.config)
         gc.collect()  # or Python does, a fifth of a second long, in the midst of what is measured first
 
@@ -140,7 +140,7 @@ class Measures:
 
     def _now(self) -> float:
         if self.lane.gpu:
-            torch.cuda.synchronize()
+            torch.accelerator.synchronize()
         return time.monotonic()
 
     def _bare(self) -> Iterator[int]:
@@ -244,10 +244,10 @@ class Measures:
 
     def memory(self) -> Memory:
         host, host_left = psutil.Process().memory_full_info().uss, psutil.virtual_memory().available
-        device = device_left = 0
+        on_device = device_left = 0
         if self.lane.gpu:
-            device, device_left = torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[0]
-        return Memory(host / 1e6, device / 1e6, host_left / 1e6, device_left / 1e6)
+            on_device, device_left = torch.accelerator.max_memory_reserved(), device.free_bytes(self.device)
+        return Memory(host / 1e6, on_device / 1e6, host_left / 1e6, device_left / 1e6)
 
 
 def seconds(action: Callable[[int], Any], times: int) -> float:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from model.captchas import render
 from model.config import TrialConfig
 from model.crnn import CRNN
+from model.device import pick
 
 
 class FreshCaptchas(Dataset[tuple[Tensor, Tensor, int, int]]):
@@ -84,7 +85,7 @@ def _trial(values: dict[str, Any], config: TrialConfig, gpu: bool) -> None:
     from ray import tune
 
     changed = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=values)})
-    device = torch.device("cuda" if gpu else "cpu")
+    device = pick(gpu)
     network = make_network(changed, device)
     optimizer = make_optimizer(changed, network)
     for _ in range(changed.training.epochs):

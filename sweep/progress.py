@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from model import precision
+from model.device import pick
 from sweep.config import NoStopping, SweepConfig, walk
 from sweep.formatting import formatted, percent
 from sweep.resources import Allotment, Machine
@@ -53,7 +53,7 @@ class Terminal:
     def header(self, source: Path, machine: Machine, allotment: Allotment) -> None:
         """What is about to happen."""
         config, root = self._config, self._root
-        search, device = config.search, torch.device("cuda" if allotment.gpus else "cpu")
+        search, device = config.search, pick(allotment.gpus)
         stopping = search.early_stopping
         stopped = (
             f"{stopping.name} on the {stopping.weights} weights' {stopping.metric} from epoch {stopping.grace_epochs}"

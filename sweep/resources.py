@@ -60,10 +60,9 @@ def usable_cpus() -> int:
 
 @collector_paused()
 def this_machine() -> Machine:
-    import torch
+    from model import device
 
-    gpus = torch.cuda.device_count()
-    return Machine(usable_cpus(), gpus, torch.cuda.get_device_name(0) if gpus else "")
+    return Machine(usable_cpus(), device.count(), device.name())
 
 
 def recommend(config: SweepConfig, gpu_name: str, trials: int) -> None:
@@ -82,7 +81,7 @@ def trials_per_gpu(config: SweepConfig, gpu_name: str) -> int:
 
 def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
     """Beside the image pools, named by all that a trial's speed and memory hang on."""
-    training = config.training.model_dump(mode="json", include={"batch_size", "precision", "cuda_graph"})
+    training = config.training.model_dump(mode="json", include={"batch_size", "precision", "cuda_graph", "compile"})
     described = [gpu_name, config.captcha.model_dump(mode="json"), config.network.model_dump(mode="json"), training]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     return Path(str(config.data.path)) / f"trials-per-gpu-{digest[:16]}.json"

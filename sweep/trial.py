@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from model import checkpoints, memory, precision
+from model import checkpoints, device, memory, precision
 from model.alphabet import Alphabet
 from model.averaging import AveragedWeights
 from model.config import TrialConfig
 from model.data import Data
 from model.evaluation import Samples, evaluate
 from model.files import replace_file
-from model.training import Diverged, Epoch, make_network, train
+from model.running_scores import Diverged
+from model.training import Epoch, make_network, train
 from sweep import badcases
 from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial, walk
 from sweep.early_stopping import decides
@@ -85,7 +86,7 @@ class Trial:
         with contextlib.suppress(OSError):  # a full disk
             self._closing.close()
         if self.workplace.gpus:
-            torch.cuda.empty_cache()  # this process may live on, and others share the device
+            torch.accelerator.empty_cache()  # this process may live on, and others share the device
 
     def _open(self) -> Generator[dict[str, Any]]:
         # A killed driver's workers live on for some seconds: wait until the last one lets go of this trial.
@@ -102,8 +103,8 @@ class Trial:
         aside = self._move_strangers_aside(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / "config.yaml", resolved.yaml.encode())
-        device = torch.device("cuda" if self.workplace.gpus else "cpu")
-        data = Data(config, self.workplace.pools, device, workers=self.workplace.threads - 1)
+        place = device.pick(self.workplace.gpus)
+        data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
         with contextlib.closing(writer), contextlib.closing(pictures):
@@ -123,7 +124,7 @@ class Trial:
                 if start["epoch"] > self.record.epochs:  # trained, but nobody was told
                     yield {**start["result"], "note": note}
             begin = time.monotonic()
-            network = make_network(config, device)
+            network = make_network(config, place)
             average = None
             if self._stopping is not None and self.base.averages:
                 average = AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
@@ -156,7 +157,7 @@ class Trial:
                 checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", {**epoch.state, **kept})
                 for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
                     old.unlink()
-                yield {**result, "note": note}
+                yield {**result, "note": "; ".join(filter(None, (note, epoch.note))) or None}
                 seconds, begin = result["seconds"], time.monotonic()
 
     @property
@@ -301,9 +302,9 @@ def one_line(error: BaseException) -> str:
 
 
 def keep_to_share(gpus: float) -> None:
-    """Before CUDA is first used in a trial's process. To one that has asked for none Ray shows all GPUs; to one that
-    has asked for a part it gives no limit on memory."""
+    """Hides the GPUs from a trial that gets none, to which Ray shows all, and limits the memory of a trial that gets a
+    part of one, which Ray does not. To be called before the process uses a GPU."""
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)
+        device.limit_memory(device.pick(gpus), gpus)

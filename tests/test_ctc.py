@@ -1,5 +1,8 @@
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,3 +81,65 @@ def test_character_error_rate_counts_edits_over_true_characters() -> None:
     decoded = torch.tensor([[1, 3, 4, 0], [1, 2, 0, 0]], dtype=torch.uint8)  # one lost, one wrong
     assert ctc.character_error_rate(decoded, labels) == pytest.approx(2 / 6)
     assert ctc.character_error_rate(torch.zeros_like(decoded), labels) == 1
+
+
+INTERPRETED = """
+import torch
+from torch.nn import functional as F
+from model.ctc_kernel import launch
+
+torch.manual_seed(0)
+worst = 0.0
+for steps, images, classes, longest in ((12, 6, 11, 4), (9, 8, 5, 4), (20, 4, 150, 8), (3, 2, 3, 1)):
+    logits = (3 * torch.randn(steps, images, classes, dtype=torch.float64)).requires_grad_()
+    lengths = torch.randint(0, longest + 1, (images,))
+    lengths[0], lengths[1] = 0, longest  # empty and full
+    labels = torch.randint(1, min(classes, 4), (images, longest))  # few characters: many repeats
+    labels[-1] = 1  # nothing but repeats
+    labels[torch.arange(longest) >= lengths[:, None]] = 0
+    lengths = (labels != 0).sum(1)
+    expected = F.ctc_loss(logits.log_softmax(2), labels, torch.full((images,), steps), lengths, reduction="none")
+    (gradients,) = torch.autograd.grad(expected.sum(), logits)
+    losses, found = launch(logits.detach(), labels.to(torch.uint8))
+    worst = max(worst, float((losses - expected).abs().max()), float((found - gradients).abs().max()))
+impossible = launch(torch.randn(2, 1, 3), torch.tensor([[1, 1]], dtype=torch.uint8))[0]
+print(worst, float(impossible))
+"""
+
+
+def test_the_kernels_losses_and_gradients_are_torchs_also_for_repeats_and_empty_labels() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # runs the kernel on the CPU
+    command = [sys.executable, "-c", INTERPRETED]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    worst, impossible = map(float, printed.split())
+    assert worst < 1e-9
+    assert impossible == math.inf, "too few steps for a repeat"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernel_compiles_to_machine_code_for_gpus_that_are_not_here(capability: int) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from model.ctc_kernel import _ctc
+
+    floats = dict.fromkeys(("logits", "losses", "gradient", "alphas", "totals"), "*fp32")
+    sizes = dict.fromkeys("TNKL", "i32")
+    signature = {**floats, "labels": "*u8", **sizes, "STATES": "constexpr", "CLASSES": "constexpr"}
+    ordered = {name: signature[name] for name in _ctc.arg_names}
+    source = ASTSource(fn=_ctc, signature=ordered, constexprs={"STATES": 16, "CLASSES": 64})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1})
+    assert len(compiled.asm["cubin"]) > 1000
+
+
+def test_the_recordable_loss_is_the_usual_one_and_scales_its_gradients() -> None:
+    logits = torch.randn(6, 16, 5, requires_grad=True)
+    labels = torch.randint(1, 5, (16, 2), dtype=torch.uint8)
+    labels[::3, 1] = 0
+    found = []
+    for losses_of in (ctc.ctc_losses, ctc.recordable_ctc_losses):
+        losses = losses_of(logits, labels)
+        (gradients,) = torch.autograd.grad(ctc.mean_per_character(losses, labels), logits)
+        found.append((losses.detach(), gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)

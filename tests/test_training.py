@@ -11,7 +11,8 @@ from model.config import OptimizerConfig, TrialConfig
 from model.data import Data
 from model.evaluation import evaluate
 from model.optimizers import OPTIMIZERS, make_optimizer
-from model.training import Diverged, Epoch, make_network, train
+from model.running_scores import Diverged
+from model.training import Epoch, make_network, train
 
 Make = Callable[..., TrialConfig]
 MakeData = Callable[[TrialConfig], Data]

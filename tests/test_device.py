@@ -1,0 +1,212 @@
+"""The GPU's code as far as a machine without one can run it, with tensors that have a device and no values."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model import ctc, device, precision
+from model.averaging import AveragedWeights
+from model.config import TrialConfig
+from model.crnn import CRNN
+from model.data import Data
+from model.evaluation import evaluate
+from model.optimizers import make_optimizer
+from model.pools import ensure_pools
+from model.running_scores import RunningScores
+from sweep.resources import this_machine
+from sweep.trial import keep_to_share
+from tests.fake_gpu import GPU, fake_tensors
+
+Make = Callable[..., TrialConfig]
+AUGMENTED = {"training.augmentation.shift": 2, "training.augmentation.color": 0.2}
+
+
+@pytest.fixture
+def config(tiny: Make, cache: Path) -> TrialConfig:
+    config = tiny(AUGMENTED)
+    ensure_pools(config, cache, workers=1)
+    return config
+
+
+def test_a_pool_lies_on_the_gpu_and_gives_augmented_batches_there(
+    config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_tensors(monkeypatch):
+        data = Data(config, cache, GPU)
+        batches = list(data.train_batches(1))
+        validation = list(data.batches(*data.valid))
+    assert data.train is not None
+    assert data.train[0].device.type == "cuda"
+    assert [tuple(images.shape) for images, _ in batches] == [(16, 3, 32, 64)] * 6
+    assert {images.device.type for images, _ in batches} == {"cuda"}
+    assert {labels.device.type for _, labels in batches} == {"cpu"}, "cuDNN's CTC takes the labels from the host"
+    assert [len(images) for images, _ in validation] == [40], "a GPU evaluates more at once than it trains with"
+
+
+def test_images_that_do_not_fit_on_the_gpu_travel_from_pinned_memory(
+    config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[int] = []
+
+    def pin(images: Tensor) -> Tensor:
+        pinned.append(len(images))
+        return images
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    with fake_tensors(monkeypatch, free_bytes=0):
+        data = Data(config, cache, GPU)
+        images, _ = next(data.train_batches(1))
+    assert data.valid[0].device.type == "cpu"
+    assert images.device.type == "cuda"
+    assert pinned == [16]
+
+
+@pytest.mark.parametrize(("place", "pinned"), [(GPU, True), (torch.device("cpu"), False)])
+def test_a_streams_batches_are_pinned_for_a_gpu(
+    tiny: Make, cache: Path, monkeypatch: pytest.MonkeyPatch, place: torch.device, pinned: bool
+) -> None:
+    config = tiny({"data.source": "stream"})
+    ensure_pools(config, cache, workers=1)
+    asked: dict[str, Any] = {}
+
+    def loader(source: Any, **options: Any) -> list[Any]:
+        asked.update(options)
+        return []
+
+    monkeypatch.setattr("model.data.DataLoader", loader)
+    with fake_tensors(monkeypatch):
+        assert list(Data(config, cache, place).train_batches(1)) == []
+    assert asked["pin_memory"] is pinned
+
+
+def test_a_step_on_the_gpu_takes_each_argument_from_where_it_must_lie(
+    config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def loss(log_probabilities: Tensor, targets: Tensor, **arguments: Any) -> Tensor:
+        asked.update(arguments, log_probabilities=log_probabilities, targets=targets)
+        return log_probabilities.new_empty(log_probabilities.shape[1])
+
+    monkeypatch.setattr(F, "ctc_loss", loss)
+    with fake_tensors(monkeypatch):
+        with GPU:  # fake modules can't be moved
+            network = CRNN(config)
+        data = Data(config, cache, GPU)
+        images, labels = next(data.train_batches(1))
+        logits = network(images)
+        losses = ctc.ctc_losses(logits, labels)
+        mean = ctc.mean_per_character(losses, labels)
+        recordable = ctc.recordable_ctc_losses(logits, labels.to(GPU))
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer = make_optimizer(network.parameters(), config.optimizer)
+        optimizer.step()
+        average = AveragedWeights(network, steps=100)
+        average.update()
+        paths = ctc.best_path(logits.detach())
+    assert (asked["targets"].device.type, asked["targets"].dtype) == ("cpu", torch.int32)
+    assert asked["input_lengths"].device.type == asked["target_lengths"].device.type == "cpu"
+    assert asked["log_probabilities"].dtype == torch.float32
+    on_gpu = (logits, losses, mean, recordable, paths, optimizer.state[network.fc.weight]["exp_avg"])
+    assert {tensor.device.type for tensor in on_gpu} == {"cuda"}
+    assert {value.device.type for value in average.state_dict()["network"].values()} == {"cuda"}
+    assert recordable.requires_grad
+
+
+class _Event:
+    """What `torch.Event` is to a GPU that has done everything."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        self.recorded = self.waited = False
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+        self.waited = True
+
+
+def test_evaluation_leaves_readings_and_losses_on_the_host(
+    config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "ctc_loss", lambda log_probabilities, *_, **__: log_probabilities.new_empty(40))
+    scored: list[torch.device] = []
+    monkeypatch.setattr("model.evaluation.score", lambda *tensors: scored.extend(tensor.device for tensor in tensors))
+    with fake_tensors(monkeypatch):
+        with GPU:
+            network = CRNN(config)
+        data = Data(config, cache, GPU)
+        _, samples = evaluate(network, data.batches(*data.valid), "float32")
+    assert [place.type for place in scored] == ["cpu"] * 3
+    assert samples.decoded.device.type == "cpu"
+
+
+def test_a_windows_figures_are_logged_when_the_next_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "Event", _Event)
+    monkeypatch.setattr("model.running_scores.loss_and_accuracy", lambda *tensors: (1.0, 0.5))
+    logged: list[int] = []
+    with fake_tensors(monkeypatch):
+        scores = RunningScores(lambda step, values: logged.append(step))
+        seen = []
+        for step in (1, 2, 3):
+            batch = torch.empty(4, device=GPU), torch.empty(4, 6, dtype=torch.uint8, device=GPU)
+            scores.add(*batch, torch.empty(4, 2, dtype=torch.uint8))
+            scores.end_window(step, rate=0.1)
+            seen.append(list(logged))
+        scores.flush()
+    assert seen == [[], [1], [1, 2]]
+    assert logged == [1, 2, 3]
+
+
+def test_a_trial_gets_the_accelerator_that_torch_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: torch.device | None = torch.device("xpu", 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda index: "a card")
+    monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda: True)
+    machine = this_machine()
+    assert (machine.gpus, machine.gpu_name) == (2, "a card")
+    assert device.pick(0.5) == torch.device("xpu")
+    assert device.pick(0) == torch.device("cpu")
+    assert precision.resolve("auto", torch.device("xpu")) == "bfloat16"
+    found = torch.device("mps")
+    assert this_machine().gpus == 0, "torch has no CTC loss on Apple's GPUs"
+    with pytest.raises(RuntimeError, match=r"resources\.gpus"):
+        device.pick(1)
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_chosen_where_the_gpu_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], native: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision.resolve("auto", GPU) == ("bfloat16" if native else "float32")
+
+
+def test_a_share_of_a_gpu_limits_memory_and_none_hides_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: GPU)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    keep_to_share(0.25)
+    keep_to_share(2)
+    assert limits == [0.25]
+    keep_to_share(0)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_warming_up_runs_a_convolution_an_lstm_and_their_backward_passes() -> None:
+    with torch.profiler.profile() as profile:
+        device.warm_up(torch.device("cpu"))
+    ran = {event.key for event in profile.key_averages()}
+    assert {"aten::conv2d", "aten::lstm", "aten::convolution_backward"} <= ran
