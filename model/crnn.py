@@ -21,9 +21,10 @@ class CRNN(nn.Module):
             for layer in range(1, layers + 1):
                 self.cnn.add_module(f"conv{block}{layer}", nn.Conv2d(channels, width, kernel, padding=kernel // 2))
                 self.cnn.add_module(f"bn{block}{layer}", nn.BatchNorm2d(width))
+                if layer == layers:  # before the ReLU, which gives the same numbers with less work
+                    self.cnn.add_module(f"pool{block}", nn.MaxPool2d(pool))
                 self.cnn.add_module(f"relu{block}{layer}", nn.ReLU(inplace=True))
                 channels = width
-            self.cnn.add_module(f"pool{block}", nn.MaxPool2d(pool))
         self.cnn.add_module("dropout", nn.Dropout(network.dropout))
         rows, _ = network.feature_size(config.captcha.height, config.captcha.width)
         self.lstm = nn.LSTM(channels * rows, network.lstm_size, network.lstm_layers, bidirectional=True)

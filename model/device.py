@@ -1,5 +1,7 @@
 """The device that a trial trains on: the CPU, or the machine's accelerator, which torch names."""
 
+from functools import cache
+
 import torch
 
 CPU = torch.device("cpu")
@@ -53,9 +55,10 @@ def native_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@cache
 def warm_up(device: torch.device) -> None:
-    """Creates the device's context and loads its libraries (convolution, LSTM, matrix product), seconds in a fresh
-    process. A thread can do it while the process reads and opens files.
+    """Creates the device's context and loads its libraries (convolution, LSTM, matrix product), once in a process: it
+    takes seconds. A thread can do it while the process reads and opens files.
 
     The first backward pass here is a multiplication: a backward thread that begins with a matrix product finds no
     current context, and cuBLAS warns.

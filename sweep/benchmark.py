@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,6 +34,14 @@ RENDERING_SECONDS = 0.3
 ROUNDS = 4
 TRIALS, TRIAL_SECONDS = 8, 30.0  # of the small sweep
 EPOCHS, EPOCH_IMAGES = 3, 4_000  # of its trials: at least so many epochs, at most so many images to render for them
+# On a GPU all of these are measured, and the fastest is recommended.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"training.cuda_graph": False, "training.compile": False},
+    "recorded network": {"training.cuda_graph": "network", "training.compile": False},
+    "recorded step": {"training.cuda_graph": "step", "training.compile": False},
+    "compiled network": {"training.cuda_graph": False, "training.compile": True},
+    "compiled network, recorded step": {"training.cuda_graph": "step", "training.compile": True},
+}
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
 _ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
 
@@ -96,6 +104,7 @@ class Benchmark:
         self.figures: dict[str, Any] = dict.fromkeys(FIGURES)
         self.figures["device"] = self.machine.gpu_name if self.gpu else f"CPU, {self.machine.cpus} cores"
         self.rows: list[tuple[str, str, str]] = []
+        self._limit_over_bare = 1.0  # the fastest bare step's rate over that of the way that is measured
 
     def row(self, what: str, figure: str, note: str = "") -> None:
         self.rows.append((what, figure, note))
@@ -112,10 +121,15 @@ class Benchmark:
             if small.training.batch_size < one_step.training.batch_size:
                 lanes[0].close()  # a process stays as large as it once was
                 lanes[0] = self._lane(0, small, closing)
+            if self.gpu:
+                small = self._fastest(lanes, small, closing)
             _all(lanes, "use", small)
             graph = statistics.median(_all(lanes, "graph"))
             lanes[-1].call("rate", "trial", 0)  # in the one that has trained nothing else yet
             memory: Memory = lanes[-1].call("memory")
+            if self.gpu:
+                parts = lanes[-1].call("memory_parts")
+                self.row("host memory of a trial", ", ".join(f"{name} {size:,.0f} MB" for name, size in parts.items()))
             for too_many in lanes[memory.fitting :]:
                 too_many.close()
             del lanes[memory.fitting :]
@@ -147,9 +161,41 @@ class Benchmark:
         every = math.ceil(self.trial.steps_per_epoch / max(1, LOG_POINTS // self.trial.training.epochs))
         return sized(self.trial, steps * batch, max(1, LOG_POINTS * every // steps), 1)
 
+    def _fastest(self, lanes: list[RunningLane], small: TrialConfig, closing: ExitStack) -> TrialConfig:
+        """The config with the fastest of VARIANTS, from then on also the trial's own; a row for each of them."""
+        bare: dict[str, float] = {}
+        trial: dict[str, float] = {}
+        for name, settings in VARIANTS.items():
+            lane = lanes[0]
+            try:
+                lane.call("use", changed(small, settings))
+                begin = time.monotonic()
+                lane.call("rate", "bare", 0)  # records and compiles
+                begun = time.monotonic() - begin
+                bare_rate = lane.call("rate", "bare", EPOCH_SECONDS)
+                lane.call("rate", "trial", 0)
+                trial_rate = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
+            except RuntimeError as error:
+                self.row(f"{name}: it failed", str(error)[:120])
+                lane.close()  # a GPU's error can stay with its process
+                lanes[0] = self._lane(0, small, closing)
+                continue
+            bare[name], trial[name] = bare_rate, trial_rate
+            note = f"a trial {trial_rate:,.0f} images/s, {trial_rate / bare_rate:.2f} of it; {begun:.1f} s to begin"
+            self.row(f"{name}, bare step", f"{bare_rate:,.0f} images/s", note)
+        if not trial:
+            raise RuntimeError("no way of training runs on this GPU")
+        best = max(trial, key=lambda name: trial[name])
+        self._limit_over_bare = max(bare.values()) / bare[best]
+        self.trial = changed(self.trial, VARIANTS[best])
+        self.config = self.config.model_copy(update={"training": self.trial.training})
+        chosen = ", ".join(f"{key.partition('.')[2]}: {str(value).lower()}" for key, value in VARIANTS[best].items())
+        self.row("the fastest", best, f"training: {{{chosen}}}")
+        return changed(small, VARIANTS[best])
+
     @property
     def _most_at_once(self) -> int:
-        return 8 if self.gpu else max(1, int(self.machine.cpus / self.allotment.cpus))
+        return 16 if self.gpu else max(1, int(self.machine.cpus / self.allotment.cpus))
 
     def _lane(self, number: int, config: TrialConfig, closing: ExitStack) -> RunningLane:
         ensure_pools(config, self.folder / "pools", self.machine.cpus)
@@ -171,7 +217,7 @@ class Benchmark:
         trial = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
         after = lane.call("rate", "bare", EPOCH_SECONDS / 2)
         at_once = {1: trial}
-        for count in sorted({min(2**power, len(lanes)) for power in range(4)} - {1}):
+        for count in sorted({min(2**power, len(lanes)) for power in range(5)} - {1}):
             at_once[count] = sum(_all(lanes[:count], "rate", "trial", _ENOUGH * EPOCH_SECONDS))
         others = {stream: lane.call("rate", stream, 0) for stream in ("evaluation", "plain")}
         reading = lane.call("rate", "reading", EPOCH_SECONDS / 5)
@@ -196,6 +242,7 @@ class Benchmark:
                 ("speedup_over_notebook", "trial", "plain"),
             )
         }
+        ratios["trial_share_of_limit"] = [ratio / self._limit_over_bare for ratio in ratios["trial_share_of_limit"]]
         self.figures.update({key: statistics.median(values) for key, values in ratios.items()})
         training_images = self.config.steps_per_epoch * self.config.training.batch_size
         epoch = training_images / statistics.median(rates["trial"])
@@ -228,8 +275,10 @@ class Benchmark:
             needed = f"{count * memory.host:,.0f} MB"
             needed += f", {count * memory.device:,.0f} MB on the GPU" if self.gpu else ""
             self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {needed}")
+        running = min(self.allotment.at_once, TRIALS)  # of the small sweep's trials
+        known = max(count for count in counts if count <= running)
+        self.rate_at_once = statistics.median(totals[known]) / running
         # The fewest that come within 2 % of the most images per second: each more costs memory.
-        self.rate_at_once = statistics.median(totals[counts[-1]]) / counts[-1]
         best = max(statistics.median(rates) for rates in totals.values())
         count = next(count for count in counts if statistics.median(totals[count]) >= 0.98 * best)
         self.figures["recommended_trials_at_once"] = count
@@ -304,8 +353,12 @@ def _all(lanes: Sequence[RunningLane], what: str, *arguments: Any) -> list[Any]:
     return [lane.answer() for lane in lanes]
 
 
+def changed(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig:
+    return TrialConfig.model_validate(override(config.model_dump(), settings))
+
+
 def in_batches_of(images: int, config: TrialConfig) -> TrialConfig:
-    return TrialConfig.model_validate(override(config.model_dump(), {"training.batch_size": images}))
+    return changed(config, {"training.batch_size": images})
 
 
 def _draw(captcha: CaptchaConfig, seed: int, count: int) -> None:

@@ -17,14 +17,15 @@ import psutil
 import torch
 from torch import nn
 
-from model import checkpoints, ctc, device, memory, precision
+from model import checkpoints, device, memory, precision
+from model.acceleration import set_rate
 from model.alphabet import Alphabet
 from model.averaging import AveragedWeights
 from model.config import TrialConfig, override
 from model.data import Data
 from model.evaluation import evaluate
 from model.optimizers import make_optimizer
-from model.training import is_logged, make_network, train
+from model.training import is_logged, make_network, make_step, train
 from sweep import badcases, plain
 from sweep.tensorboard import TrialWriter
 from sweep.trial import picture_epochs
@@ -120,6 +121,10 @@ class Measures:
         memory.keep_freed_blocks()
         self.lane = lane
         self.device = device.pick(lane.gpu)
+        self._before = {"torch and its libraries": _own_bytes()}
+        if lane.gpu:
+            device.warm_up(self.device)
+            self._before["the GPU's context and libraries"] = _own_bytes()
         self.use(lane.config)
         gc.collect()  # or Python does, a fifth of a second long, in the midst of what is measured first
 
@@ -144,17 +149,18 @@ class Measures:
         return time.monotonic()
 
     def _bare(self) -> Iterator[int]:
-        """The limit: forward, loss, backward, step on one batch that is there."""
-        network = make_network(self.config, self.device).train()
-        optimizer = make_optimizer(network.parameters(), self.config.optimizer)
+        """The limit: a training step without gradient clipping, on one batch that is there. Raises RuntimeError if the
+        network can't be compiled as the config says."""
+        config = TrialConfig.model_validate(override(self.config.model_dump(), {"optimizer.gradient_clip": None}))
+        network = make_network(config, self.device).train()
+        optimizer = make_optimizer(network.parameters(), config.optimizer)
+        step, note = make_step(config, network, optimizer, self.data)
+        if note is not None:
+            raise RuntimeError(note)
         images, labels = (part.clone() for part in next(self.data.train_batches(1)))
+        set_rate(optimizer, config.optimizer.lr)
         while True:
-            with precision.autocast(self.device, self.numeric):
-                logits = network(images)
-            loss = ctc.ctc_loss(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            step(images, labels)
             yield len(images)
 
     def _trial(self) -> Iterator[int]:
@@ -242,12 +248,24 @@ class Measures:
         taken = seconds(save, times=7)
         return taken, sum(path.stat().st_size for path, _ in files)
 
+    def memory_parts(self) -> dict[str, float]:
+        """Megabytes of the process, by what it was doing when it took them."""
+        sizes = [*self._before.values(), _own_bytes()]
+        taken = [after - before for before, after in zip([0, *sizes], sizes, strict=False)]
+        return {name: size / 1e6 for name, size in zip([*self._before, "training"], taken, strict=True)}
+
     def memory(self) -> Memory:
-        host, host_left = psutil.Process().memory_full_info().uss, psutil.virtual_memory().available
+        host, host_left = _own_bytes(), psutil.virtual_memory().available
         on_device = device_left = 0
         if self.lane.gpu:
             on_device, device_left = torch.accelerator.max_memory_reserved(), device.free_bytes(self.device)
         return Memory(host / 1e6, on_device / 1e6, host_left / 1e6, device_left / 1e6)
+
+
+def _own_bytes() -> int:
+    """Of this process's memory that which it shares with no other."""
+    size: int = psutil.Process().memory_full_info().uss
+    return size
 
 
 def seconds(action: Callable[[int], Any], times: int) -> float:

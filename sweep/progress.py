@@ -71,6 +71,8 @@ class Terminal:
         if (confirm := config.confirm) is not None:
             self.say(f"  confirmed    the best {confirm.top}, each with {confirm.seeds} fresh seeds on the test set")
         self.say(f"  at once      {allotment.at_once}, each on {allotment.cpus:g} CPU and {allotment.gpus:g} GPU")
+        if allotment.gpus and allotment.at_once > machine.gpus:
+            place += ", shared by its trials through MPS" if machine.mps else ", whose trials take turns (no MPS runs)"
         self.say(f"  device       {place}, {numeric}")
         self.say(f"  writes to    {shown(root)}")
         self.say(f"  look at it   {logdir_command(root)}\n")

@@ -17,9 +17,13 @@ _TRIALS_PER_GPU = 4  # where `sweep.bench` has not measured what is best
 
 @dataclass(frozen=True)
 class Machine:
+    """`mps`: whether NVIDIA's Multi-Process Service runs, through which several processes' kernels run on a GPU at once
+    instead of in turns."""
+
     cpus: int
     gpus: int
     gpu_name: str = ""
+    mps: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,19 @@ def usable_cpus() -> int:
 def this_machine() -> Machine:
     from model import device
 
-    return Machine(usable_cpus(), device.count(), device.name())
+    return Machine(usable_cpus(), device.count(), device.name(), mps_runs())
+
+
+def mps_runs() -> bool:
+    """Whether the control daemon of NVIDIA's MPS lives, where CUDA programs of this environment look for it."""
+    folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
+    try:
+        os.kill(int((folder / "nvidia-cuda-mps-control.pid").read_text()), 0)
+    except PermissionError:
+        return True  # another user's
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def recommend(config: SweepConfig, gpu_name: str, trials: int) -> None:

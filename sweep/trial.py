@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Trial:
         self.folder, self.logs = workplace.files(record.name), workplace.logs(record.name)
         self._epochs: Generator[dict[str, Any]] | None = None
         self._closing = contextlib.ExitStack()
+        self._background = ThreadPoolExecutor(1)  # starts no thread until it is given work
 
     def step(self) -> dict[str, Any]:
         """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if the
@@ -104,6 +106,7 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / "config.yaml", resolved.yaml.encode())
         place = device.pick(self.workplace.gpus)
+        warming = self._background.submit(device.warm_up, place) if self.workplace.gpus else None
         data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
@@ -124,6 +127,8 @@ class Trial:
                 if start["epoch"] > self.record.epochs:  # trained, but nobody was told
                     yield {**start["result"], "note": note}
             begin = time.monotonic()
+            if warming is not None:
+                warming.result()
             network = make_network(config, place)
             average = None
             if self._stopping is not None and self.base.averages:

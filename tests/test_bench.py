@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from model import ctc
 from model.alphabet import Alphabet
 from model.config import TrialConfig, override
 from sweep import bench, benchmark, plain
+from sweep.config import load
 from sweep.lane import Memory
+from sweep.run import QUICKSTART
 from tests.processes import TINY, sets
 
 KEYS = {
@@ -86,6 +89,28 @@ def test_the_notebooks_way_trains_with_an_optimizer_and_validates_without_one() 
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
     plain.epoch(config, network, 16, device, optimizer)
     assert not all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_the_fastest_way_of_training_is_measured_told_and_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {"narrow": {"network.lstm_size": 8}, "wide": {"network.lstm_size": 512}, "broken": {"data.seed": 1}}
+    monkeypatch.setattr(benchmark, "VARIANTS", ways)  # on a GPU: plain, recorded, compiled
+    monkeypatch.setattr(benchmark, "EPOCH_SECONDS", 0.2)
+    config = load(QUICKSTART, {**TINY, "data.path": str(tmp_path), "confirm": None})
+    measured = benchmark.Benchmark(config, tmp_path)
+    with ExitStack() as closing:
+        small = measured.trial
+        lanes = [measured._lane(0, small, closing)]
+        chosen = measured._fastest(lanes, small, closing)
+        assert lanes[0].call("rate", "bare", 0) > 0
+        lanes[0].close()
+    assert chosen.network.lstm_size == measured.trial.network.lstm_size == 8
+    told = "\n".join(" ".join(row) for row in measured.rows)
+    assert "wide, bare step" in told
+    assert "broken: it failed" in told
+    assert "the fastest narrow" in told
 
 
 def test_no_more_processes_are_measured_at_once_than_there_is_memory_for() -> None:

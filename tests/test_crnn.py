@@ -25,6 +25,36 @@ def test_time_steps_are_those_of_the_network_itself(width: int, color: str, chan
     assert logits.shape == (config.time_steps, 1, 37)
 
 
+def test_pooling_before_the_relu_gives_the_logits_and_gradients_of_pooling_after_it() -> None:
+    torch.manual_seed(0)
+    network = CRNN(TrialConfig())
+    before = list(network.cnn.named_children())
+    usual = torch.nn.Sequential()
+    for name, module in before:
+        if name.startswith("relu"):
+            (pool,) = (module for other, module in before if other == f"pool{name[4]}")
+            usual.extend([module, pool])
+        elif not name.startswith("pool"):
+            usual.append(module)
+    found = []
+    for cnn in (network.cnn, usual):
+        network.cnn = cnn
+        network.zero_grad()
+        logits = network(torch.randint(256, (4, 3, 64, 192), generator=torch.Generator().manual_seed(0)) / 255)
+        logits.square().mean().backward()
+        found.append([logits.detach(), *(parameter.grad for parameter in network.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_fast_config_is_the_notebooks_task_and_network_with_twice_the_time_steps() -> None:
+    notebook, fast = read_trial(CONFIGS / "captcha_break.yaml"), read_trial(CONFIGS / "captcha_break_fast.yaml")
+    sizes = [sum(parameter.numel() for parameter in CRNN(config).parameters()) for config in (notebook, fast)]
+    assert sizes == [3_417_541] * 2
+    assert (notebook.time_steps, fast.time_steps) == (12, 24)
+    assert notebook.captcha == fast.captcha
+    assert fast.data.valid_images == 50_000
+
+
 def test_bytes_and_floats_of_the_same_image_read_the_same() -> None:
     network = CRNN(TrialConfig()).eval()
     images = torch.randint(256, (2, 3, 64, 192), dtype=torch.uint8)
