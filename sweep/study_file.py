@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.storages import RDBStorage
+from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool, StaticPool
 
@@ -101,9 +102,13 @@ def readable(path: Path) -> Iterator[None]:
     with _refused(path):
         try:
             yield
+        except ConfigError:
+            raise
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DamagedStudy(f"{path}: is damaged: {key}: {first['input']!r:.80}: {first['msg']}") from None
         except (KeyError, ValueError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
             raise DamagedStudy(f"{path}: is damaged: {faults.one_line(error)}") from None
 
 
@@ -241,17 +246,17 @@ def _signals_noticed() -> Iterator[list[int]]:
 
 
 def _connection_class(patience: _Patience) -> type[sqlite3.Connection]:
-    """A connection whose statements and commits run under `patience`."""
+    """A connection whose statements, rows and commits are had under `patience`."""
 
-    class Cursor(sqlite3.Cursor):
-        def execute(self, sql: str, parameters: Any = (), /) -> Any:
-            return patience.run(lambda: super(Cursor, self).execute(sql, parameters))
+    def patient(name: str) -> Any:
+        method = getattr(sqlite3.Cursor, name)
+        return lambda cursor, *arguments: patience.run(lambda: method(cursor, *arguments))
 
-        def executemany(self, sql: str, parameters: Any, /) -> Any:
-            return patience.run(lambda: super(Cursor, self).executemany(sql, parameters))
+    names = ("execute", "executemany", "fetchone", "fetchmany", "fetchall")
+    patient_cursor = type("PatientCursor", (sqlite3.Cursor,), {name: patient(name) for name in names})
 
     class Connection(sqlite3.Connection):
-        def cursor(self, factory: Any = Cursor) -> Any:
+        def cursor(self, factory: Any = patient_cursor) -> Any:
             return super().cursor(factory)
 
         def commit(self) -> None:
