@@ -5,7 +5,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from model import checkpoints
 from sweep.report import Reporter
 from sweep.report import main as report
 from sweep.run import main
+from tests.conftest import REPOSITORY
 from tests.processes import FORKS, LocalSweep, StartLocal, resume_local, wait_for
 from tests.results import leaderboard
+from tests.test_resume import SmallDisk
 from tests.test_trial import make
 
 FEW = {"search__trials": 2, "training__epochs": 1, "search__early_stopping": "none"}
@@ -342,3 +345,57 @@ def test_a_profiler_around_a_local_sweep_writes_its_profile(arguments: Arguments
     command = [sys.executable, "-m", "cProfile", "-o", str(profile), "-m", "sweep.run"]
     subprocess.run([*command, *arguments("r", **FEW), "--local", "--quiet"], check=True, capture_output=True)
     assert any(file.endswith("in_process.py") for file, _, _ in pstats.Stats(str(profile)).stats)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    (tmp_path / "disk").mkdir()
+    small = SmallDisk(tmp_path / "disk", megabytes=64)
+    yield small
+    small.close()
+
+
+def inside(disk: SmallDisk, *command: str) -> None:
+    enter = ["nsenter", "-t", str(disk._holder.pid), "-U", "-m", "--preserve-credentials"]
+    subprocess.run([*enter, *command], check=True)
+
+
+@pytest.mark.namespaces
+def test_without_inodes_it_stops_with_a_sentence_and_goes_on_when_there_are_some(
+    disk: SmallDisk, arguments: Arguments, tmp_path: Path
+) -> None:
+    place = tmp_path / "disk"
+    inside(disk, "mount", "-o", "remount,nr_inodes=300", str(place))
+    few = {"search__trials": 2, "training__epochs": 8, "search__early_stopping": "none"}
+    sweep = disk.run(*arguments("r", **few), "--output-dir", str(place), "--local")
+    root = disk.path / "r"
+    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")), seconds=180)
+    (disk.path / "fillers").mkdir()
+    with suppress(OSError):
+        for number in range(1000):
+            (disk.path / "fillers" / str(number)).touch()
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert "no space is left on the disk" in printed
+    assert "--resume" in printed
+    shutil.rmtree(disk.path / "fillers")
+    sweep = disk.run("--resume", str(place / "r"), "--local")
+    printed, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, printed
+    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "8")}
+
+
+@pytest.mark.namespaces
+def test_a_read_only_sweep_is_reported_and_not_resumed(disk: SmallDisk, ended: Path, tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    shutil.copytree(ended, disk.path / "r", symlinks=True)
+    inside(disk, "mount", "-o", "remount,ro", str(place))
+    sweep = disk.run("--resume", str(place / "r"), "--local")
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 2, printed
+    assert len(printed.strip().splitlines()) == 1
+    (tmp_path / "mine").mkdir()
+    script = f"cd {tmp_path / 'mine'} && PYTHONPATH={REPOSITORY} {sys.executable} -m sweep.report {place / 'r'}"
+    inside(disk, "sh", "-c", script)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report-of-r.html"]
