@@ -9,14 +9,15 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing import spawn
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,8 +136,6 @@ def ensure_pools(
 
     Two sweeps that start at once render once: the second waits for the lock and finds the files.
     """
-    # In a script without `if __name__ == "__main__"` each new process would come here again, and wait for the lock.
-    spawn._check_not_importing_main()  # type: ignore[attr-defined]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "render.lock"):
         missing = [spec for spec in pool_specs(config, test).values() if open_pool(spec, folder, whole=True) is None]
@@ -168,7 +167,8 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
                 file.write(spec.header())
                 file.flush()
                 _reserve(file.fileno(), spec.file_bytes)
-        futures = [executor.submit(_render_chunk, *chunk) for chunk in chunks]
+        with _another_main_module():
+            futures = [executor.submit(_render_chunk, *chunk) for chunk in chunks]
         for future in as_completed(futures):
             done += future.result()
             progress(done, total)
@@ -196,6 +196,17 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
 _reserve: Callable[[int, int], None] = (
     (lambda file, size: os.posix_fallocate(file, 0, size)) if hasattr(os, "posix_fallocate") else os.truncate
 )
+
+
+@contextmanager
+def _another_main_module() -> Iterator[None]:
+    """Has processes that are spawned meanwhile import this module as their main module, not the caller's script: one
+    without `if __name__ == "__main__"` would start over in each of them."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def prepare_process() -> None:

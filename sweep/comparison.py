@@ -24,10 +24,8 @@ class Comparison:
         roots = [sweep.workplace.root for sweep in self.sweeps]
         self.names = [root.name for root in roots] if roots[0].name != roots[1].name else [str(root) for root in roots]
 
-    def write(self) -> Path:
-        """Into the first sweep's folder."""
-        first, second = self.sweeps
-        path = first.workplace.root / f"compared-with-{second.workplace.root.name}.html"
+    def write(self, folder: Path) -> Path:
+        path = folder / f"compared-with-{self.sweeps[1].workplace.root.name}.html"
         html = rendered(
             "comparison.html",
             name=" and ".join(self.names),

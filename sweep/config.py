@@ -251,6 +251,14 @@ class SweepConfig(TrialConfig):
         _yaml().dump(override(self.model_dump(), {}), stream)
         return stream.getvalue()
 
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """The config that `yaml` has written. Raises ValueError."""
+        try:
+            return cls.model_validate(_yaml().load(text))
+        except YAMLError as error:
+            raise ValueError(str(error)) from None
+
     @model_validator(mode="after")
     def _check_space(self) -> Self:
         """Each end of an interval and each listed value must give a valid trial."""

@@ -2,11 +2,14 @@
 
 import base64
 import io
+import logging
 import re
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,9 @@ from scipy.stats import spearmanr
 from model.alphabet import Alphabet
 from model.files import replace_file
 from model.schedules import factor
+from sweep import study_file
 from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, walk
+from sweep.faults import one_line
 from sweep.formatting import formatted, percent, span
 from sweep.searcher import TrialRecord
 from sweep.tensorboard import lifetime, scalars
@@ -55,8 +60,7 @@ class Page:
         begins, ends = zip(*self.spans.values(), strict=True) if self.spans else ((0.0,), (0.0,))
         return float(max(ends) - min(begins))
 
-    def write(self) -> Path:
-        path = self.workplace.root / "report.html"
+    def write(self, path: Path) -> Path:
         html = rendered(
             "report.html",
             name=self.workplace.root.name,
@@ -66,7 +70,7 @@ class Page:
             rows=self.rows(),
             paths=self.paths,
             images=self.images,
-            plots=[(title, note, make()) for title, note, make in self.plots()],
+            plots=[(title, note, drawn_or_told(title, make)) for title, note, make in self.plots()],
             worst=self.worst(),
             compared=[reading.record.name[:4] for reading in self.readings[:COMPARED]],
             confused=self.confused(),
@@ -223,7 +227,7 @@ class Page:
         return drawn(figure, "epoch", "learning rate")
 
     def _importances(self) -> str:
-        study = self._study()
+        study = self._study
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
@@ -231,13 +235,13 @@ class Page:
         return drawn(figure, "importance", "", height=120 + 40 * len(found))
 
     def _parallel(self) -> str:
-        figure = optuna.visualization.plot_parallel_coordinate(self._study(), target_name="error")
+        figure = optuna.visualization.plot_parallel_coordinate(self._study, target_name="error")
         figure.update_layout(title=None, plot_bgcolor="#d0d0d0")  # Optuna draws the worst in white
         return drawn(figure, None, None)
 
+    @cached_property
     def _study(self) -> optuna.Study:
-        storage = f"sqlite:///{self.workplace.root / 'study.db'}"
-        return optuna.load_study(study_name="sweep", storage=storage)
+        return optuna.load_study(study_name="sweep", storage=study_file.copied(self.workplace.root / "study.db"))
 
     def _schedules(self) -> str:
         groups = {g: [r for r in self.scored if self._group(r) == g] for g in self._colors}
@@ -320,7 +324,7 @@ class Page:
         spent = sum(record.seconds for record in self.ranked)
         stopped = [r for r in self.ranked if r.state == "stopped" and r.epochs]
         saved = sum(r.seconds / r.epochs * (self.epochs - r.epochs) for r in stopped)
-        stopping, log = config.search.early_stopping, (self.workplace.root / "sweep.log").read_text()
+        stopping, log = config.search.early_stopping, self._log()
         return [
             ("trials", ", ".join(f"{count} {state}" for state, count in states.items())),
             ("hardware", found[1] if (found := _DEVICE.search(log)) else "unknown"),
@@ -337,11 +341,17 @@ class Page:
             ("versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "captcha"))),
         ]
 
+    def _log(self) -> str:
+        try:
+            return (self.workplace.root / "sweep.log").read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
     def _rungs(self, stopping: Asha | Median) -> list[tuple[str, str]]:
         """How well the score that decides foretells the error: among the trials that ran to their end, which leaves out
         those that it judged worst."""
         errors = {record.number: record.error_rate for record in self.scored if record.state == "completed"}
-        trials = [trial for trial in self._study().get_trials(deepcopy=False) if trial.number in errors]
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number in errors]
         found = []
         for epoch in sorted({epoch for trial in trials for epoch in trial.intermediate_values}):
             there = [trial for trial in trials if epoch in trial.intermediate_values]
@@ -351,6 +361,15 @@ class Page:
                 correlation = f"{spearmanr(scores, ends).statistic:.2f}, over {len(there)} completed trials"
                 found.append((f"after epoch {epoch}", f"{what}: {correlation}"))
         return found
+
+
+def drawn_or_told(title: str, make: Callable[[], str]) -> str:
+    """A plot as HTML, or a sentence instead: the other plots are worth having without it."""
+    try:
+        return make()
+    except Exception as error:
+        logging.getLogger("sweep").error("the plot '%s' could not be made:", title, exc_info=error)
+        return f"<p>could not be made: {escape(one_line(error))}</p>"
 
 
 def confusions(true: str, read: str) -> list[tuple[str, str]]:

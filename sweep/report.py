@@ -7,9 +7,11 @@
 import argparse
 import csv
 import io
+import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,9 @@ import torch
 from model.alphabet import Alphabet
 from model.files import replace_file
 from model.memory import collector_paused
-from sweep import badcases
+from sweep import badcases, faults, layout
 from sweep.config import ConfigError, Space, SweepConfig, load, walk
+from sweep.faults import Fault
 from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
@@ -99,15 +102,41 @@ class Reporter:
             self._writer.best(self._ended, self._best)
 
     @collector_paused()  # SciPy, Matplotlib and Plotly are imported in it
-    def finish(self, search: Search) -> tuple[TrialRecord | None, list[str]]:
-        """Writes leaderboard and report, copies the winner, and returns it and the verdict. Also after an interruption,
-        with what there is. Raises OSError."""
+    def finish(self, search: Search) -> tuple[TrialRecord | None, list[str], list[Fault]]:
+        """Writes the leaderboard and copies the winner, then makes what shows them; also after an interruption, with
+        what there is. Returns the winner, the verdict, and what could not be made: each fails alone."""
         # SciPy takes half a second to import, which a sweep's start need not wait for.
         from sweep.verdict import Verdict
 
+        root, lacking = self._workplace.root, list[Fault]()
         ranked = search.ranked()
         columns, rows = table(ranked, self._config.search.space)
-        replace_file(self._workplace.root / "leaderboard.csv", as_csv(columns, rows).encode())
+        winner: TrialRecord | None = None
+        verdict: Verdict | None = None
+        sentences: list[str] = []
+        with _alone("leaderboard.csv", lacking):
+            replace_file(root / "leaderboard.csv", as_csv(columns, rows).encode())
+        with _alone("best.yaml and best.pt", lacking):
+            winner = self._copy_winner(ranked)
+        with _alone("top/", lacking, extra=True):
+            self._link_top(ranked)
+        with _alone("the leaderboard in TensorBoard", lacking, extra=True):
+            self._log_leaderboard(ranked, columns, rows)
+        with _alone("the verdict", lacking):
+            verdict = Verdict(self._config, self._workplace, search)
+            sentences = verdict.sentences
+        with _alone("the worst images in TensorBoard", lacking, extra=True):
+            if verdict is not None and (picture := worst_across(verdict)) is not None:
+                self._writer.image("sweep/badcase", picture, self._ended)
+        self._writer.close()
+        with _alone("report.html", lacking):
+            if verdict is not None:
+                write_page(verdict)
+        return winner, sentences, lacking
+
+    def _log_leaderboard(
+        self, ranked: Sequence[TrialRecord], columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
         if ranked:
             # TensorBoard breaks wide tables inside words.
             hidden = {"trial", "seconds", "loss", "error", "replicate_of"}
@@ -116,14 +145,6 @@ class Reporter:
             self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
             self._writer.image("sweep/error_over_learning_rate", error_over_learning_rate(ranked), self._ended)
-        verdict = Verdict(self._config, self._workplace, search)
-        if (picture := worst_across(verdict)) is not None:
-            self._writer.image("sweep/badcase", picture, self._ended)
-        self._writer.close()
-        self._link_top(ranked)
-        winner = self._copy_winner(ranked)
-        write_page(self._config, self._workplace, verdict)
-        return winner, verdict.sentences
 
     def _link_top(self, ranked: Iterable[TrialRecord]) -> None:
         """`top/`: a second log directory, for sweeps whose trials are too many for TensorBoard's list of runs."""
@@ -147,10 +168,30 @@ class Reporter:
         return None
 
 
-def write_page(config: SweepConfig, workplace: Workplace, verdict: "Verdict") -> Path:
+@contextmanager
+def _alone(what: str, lacking: list[Fault], extra: bool = False) -> Iterator[None]:
+    """Makes one part of what a sweep leaves: an error is told in `lacking`, and the other parts are made all the same.
+    What the surroundings withhold can be had by a resume, or is done without if it is an `extra`."""
+    try:
+        yield
+    except Exception as error:
+        logging.getLogger("sweep").error("%s could not be made:", what, exc_info=error)
+        fault = Fault.of(error)
+        code = 0 if extra and fault.code == faults.INTERRUPTED else fault.code
+        lacking.append(Fault(f"{what} could not be made: {fault.sentence}", code))
+
+
+def write_page(verdict: "Verdict") -> Path:
+    """Into the sweep's folder; where that can't be written, as one of a colleague's, into the working directory."""
     from sweep.page import Page  # Plotly takes a second to import, which a sweep's start need not wait for
 
-    return Page(config, workplace, verdict).write()
+    root = verdict.workplace.root
+    page = Page(verdict.config, verdict.workplace, verdict)
+    return page.write(root / "report.html" if _is_writable(root) else Path.cwd() / f"report-of-{root.name}.html")
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def worst_across(verdict: "Verdict") -> np.ndarray | None:
@@ -200,16 +241,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verdict = _verdict("FOLDER", options.folder)
         if options.other is None:
-            page = write_page(verdict.config, verdict.workplace, verdict)
+            page = write_page(verdict)
         else:
             from sweep.comparison import Comparison
 
             comparison = Comparison(verdict, _verdict("OTHER", options.other))
             print(*comparison.sentences, sep="\n")
-            page = comparison.write()
-    except (ConfigError, OSError) as error:
+            root = verdict.workplace.root
+            page = comparison.write(root if _is_writable(root) else Path.cwd())
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:
+        # Somebody else's folder may hold anything: what these files are is told, not where it was noticed.
+        outside = faults.surroundings(error)
+        print(f"no report could be made: {outside or faults.one_line(error)}", file=sys.stderr)
+        return faults.INTERNAL if outside is None else 2
     print(os.path.relpath(page))
     return 0
 
@@ -218,12 +265,13 @@ def _verdict(argument: str, root: Path) -> "Verdict":
     """Raises ConfigError."""
     from sweep.verdict import Verdict
 
+    layout.require(argument, root)
     missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
     if missing:
         raise ConfigError([f"{argument}: '{root}' is not allowed: there is no {missing[0]} in it"])
     config = load(root / "sweep.yaml")
     workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
-    return Verdict(config, workplace, Search(config, root / "study.db"))
+    return Verdict(config, workplace, Search(config, root / "study.db", read_only=True))
 
 
 if __name__ == "__main__":

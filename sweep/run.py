@@ -7,22 +7,29 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
 from platformdirs import user_cache_path
 
-from sweep import interrupts
+from sweep import faults, interrupts, layout
 from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
+from sweep.faults import Fault
 
 if TYPE_CHECKING:
     from sweep.progress import Terminal
     from sweep.ray_cluster import RayCluster
-    from sweep.resources import Allotment
+    from sweep.report import Reporter
+    from sweep.resources import Allotment, Machine
+    from sweep.searcher import Search
+    from sweep.tensorboard_server import TensorBoard
     from sweep.trial import Workplace
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
@@ -40,6 +47,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
     add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")
     add("--resume", type=Path, metavar="FOLDER", help="go on with the sweep in this folder")
+    add("--retry-failed", action="store_true", help="with --resume: run the trials that failed once more")
     add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
     add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
@@ -64,11 +72,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return faults.INTERRUPTED
+    except BaseException as error:
+        # There is no sweep yet: what comes later ends in `_Sweep.run`.
+        if (outside := faults.surroundings(error)) is not None:
+            print(f"nothing was started: {outside}", file=sys.stderr)
+            return 2
+        print(f"an error of this program: {faults.one_line(error)}; {_keep_traceback()}", file=sys.stderr)
+        return faults.INTERNAL
     finally:
         # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++.
         with interrupts.ignored():
             closing.close()
+
+
+def _keep_traceback() -> str:
+    """Writes the traceback into a file of its own, because there is no sweep.log; says where."""
+    text = traceback.format_exc()
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="crnn-sweep-error-", suffix=".txt", delete=False) as file:
+            file.write(text)
+    except OSError:
+        return "its traceback could not be kept"
+    return f"its traceback is in {file.name}"
 
 
 def _run(options: argparse.Namespace, closing: ExitStack) -> int:
@@ -91,94 +117,155 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     if options.dry_run:
         _show(config, allotment)
         return 0
-    root = _writable(options.resume, "--resume") if options.resume else _new_folder(candidates)
 
-    from model.files import replace_file
     from sweep.progress import Terminal
-    from sweep.trial import Workplace, is_disk_full
+    from sweep.trial import Workplace
 
-    workplace = Workplace(root, pools, allotment.threads, allotment.gpus)
+    def workplace_in(root: Path) -> Workplace:
+        return Workplace(root, pools, allotment.threads, allotment.gpus)
+
+    if options.resume:
+        workplace = workplace_in(_writable(options.resume, "--resume"))
+        layout.require("--resume", workplace.root)
+        if (lock := _lock(workplace)) is None:
+            raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"])
+    else:
+        workplace, lock = _new_folder(candidates, config, workplace_in)
+    closing.callback(lock.release)
+    root = workplace.root
     resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
-    try:
-        # A killed sweep's lock goes with it; its workers' locks on their trials may last some seconds longer.
-        closing.enter_context(workplace.lock("sweep").acquire(timeout=0))
-    except TimeoutError:
-        raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"]) from None
-    try:
-        replace_file(root / "sweep.yaml", config.yaml.encode())
-        logging.basicConfig(
-            filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
+    return _Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
+
+
+@dataclass
+class _Sweep:
+    """A sweep that has its folder and its lock: from the first file in it to the report."""
+
+    options: argparse.Namespace
+    config: SweepConfig
+    workplace: "Workplace"
+    machine: "Machine"
+    allotment: "Allotment"
+    terminal: "Terminal"
+    cluster: "RayCluster | None"
+    closing: ExitStack
+    search: "Search | None" = None
+    reporter: "Reporter | None" = None
+    board: "TensorBoard | None" = None
+
+    def run(self) -> int:
+        """The one way out of a sweep, whatever ends it: the exit code, after the leaderboard, the winner and the report
+        of what there is, and the command that goes on. Raises ConfigError if the study is refused."""
+        try:
+            code = self._end(self._train())
+        except ConfigError:
+            raise
+        except BaseException as error:
+            fault = _logged(error)
+            self.terminal.cut(fault.sentence)
+            return fault.code
+        if self.board is not None and sys.stdout.isatty():
+            self.terminal.say(f"TensorBoard stays on {self.board.address} until Ctrl-C", at=0)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+        return code
+
+    def _train(self) -> Fault | None:
+        """Runs all trials that have not ended; says what kept it from that. Raises ConfigError."""
+        try:
+            self._open()
+            self._run_trials()
+        except ConfigError:
+            raise
+        except BaseException as error:  # among them a library's SystemExit
+            return _logged(error)
+        return None
+
+    def _open(self) -> None:
+        """Opens the study, which may be refused, before it changes any file."""
+        from model.files import remove_leftovers, replace_file
+        from sweep import machine_file
+        from sweep.report import Reporter
+        from sweep.searcher import Search
+
+        root, terminal, options = self.workplace.root, self.terminal, self.options
+        log = logging.FileHandler(root / "sweep.log", delay=True)
+        logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+        self.search = Search(
+            self.config,
+            root / "study.db",
+            retry_failed=options.retry_failed,
+            tell=lambda line: terminal.say(line, at=0),
         )
-        terminal.header(root / "sweep.yaml" if options.resume else options.config, machine, allotment)
+        remove_leftovers(root)
+        replace_file(root / "sweep.yaml", self.config.yaml.encode())
+        terminal.header(root / "sweep.yaml" if options.resume else options.config, self.machine, self.allotment)
+        if (other := machine_file.keep(root / "machine.json", self.machine)) is not None:
+            terminal.say(other, at=0)
         if options.tensorboard:
             from sweep.tensorboard_server import TensorBoard
 
-            board = TensorBoard(root / "tensorboard")
-            closing.callback(board.close)
-            terminal.serves(board.address)
-        status = _search(config, workplace, allotment, terminal, cluster)
-    except KeyboardInterrupt:
-        terminal.cut("by you")
-        return 130
-    except BrokenProcessPool:
-        terminal.cut("a process that rendered images was killed")
-        return 130
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        terminal.cut("no space is left on the disk")
-        return 130
-    if options.tensorboard and sys.stdout.isatty():
-        terminal.say(f"TensorBoard stays on {board.address} until Ctrl-C", at=0)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
-    return status
+            self.board = TensorBoard(root / "tensorboard")
+            self.closing.callback(self.board.close)
+            terminal.serves(self.board.address)
+        self.reporter = Reporter(self.config, self.workplace)
 
+    def _run_trials(self) -> None:
+        """Renders the images that are missing first."""
+        from model.pools import ensure_pools
+        from sweep.trial import Trial
 
-def _search(
-    config: SweepConfig,
-    workplace: "Workplace",
-    allotment: "Allotment",
-    terminal: "Terminal",
-    cluster: "RayCluster | None",
-) -> int:
-    """Renders what is missing, runs all trials that have not ended, reports, also after an interruption."""
-    from model.pools import ensure_pools
-    from sweep.report import Reporter
-    from sweep.searcher import Search
-    from sweep.trial import Trial, is_disk_full
-
-    ensure_pools(config, workplace.pools, allotment.total_cpus, terminal.rendered, test=config.confirm is not None)
-    reporter = Reporter(config, workplace)
-    search = Search(config, workplace.root / "study.db", (terminal, reporter))
-    terminal.search_begins(search)
-    for record in search.finished:
-        reporter.ended(record)
-    if nothing_left := search.exhausted:
-        terminal.say("nothing is left to do", at=0)
-    try:
-        if cluster is None:
+        search, reporter, terminal, config = self.search, self.reporter, self.terminal, self.config
+        assert search is not None
+        assert reporter is not None
+        images, confirmed = self.workplace.pools, config.confirm is not None
+        ensure_pools(config, images, self.allotment.total_cpus, terminal.rendered, test=confirmed)
+        search.listeners = (terminal, reporter)
+        terminal.search_begins(search)
+        for record in search.finished:
+            reporter.ended(record)
+        if search.exhausted:
+            terminal.say("nothing is left to do", at=0)
+        elif self.cluster is None:
             from sweep import in_process
 
-            in_process.run(search, lambda record: Trial(config, workplace, record), allotment.at_once)
-        elif not nothing_left:
+            in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
+        else:
             from sweep import on_ray
 
-            on_ray.run(search, config, workplace, allotment, cluster)
-    except KeyboardInterrupt:
-        pass  # what is known is on disk; the report says what is missing
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        search.halted = "no space is left on the disk"
-    if cluster is not None:
-        cluster.stop()  # meanwhile the report is written
-    terminal.stop()
-    search.interrupt()
-    terminal.summary(search, *reporter.finish(search))
-    return 0 if nothing_left else search.exit_code
+            on_ray.run(search, config, self.workplace, self.allotment, self.cluster)
+
+    def _end(self, fault: Fault | None) -> int:
+        """Reports what there is. The exit code tells first what cut the sweep, then what the report lacks."""
+        search, reporter, terminal = self.search, self.reporter, self.terminal
+        if self.cluster is not None:
+            self.cluster.stop()  # meanwhile the report is written
+        terminal.stop()
+        if search is None or reporter is None or (fault is not None and not search.records):
+            assert fault is not None
+            terminal.cut(fault.sentence)
+            return fault.code
+        if fault is not None and fault != faults.BY_YOU:
+            search.halted = search.halted or fault.sentence
+        search.interrupt()
+        winner, verdict, lacking = reporter.finish(search)
+        terminal.summary(search, winner, verdict)
+        for lack in lacking:
+            terminal.say(lack.sentence, at=0)
+        worst = fault or max(lacking, key=lambda lack: lack.code, default=None)
+        if worst is None or worst.code == 0 or search.interrupted:
+            return fault.code if fault else search.exit_code
+        terminal.cut(worst.sentence)  # all trials have ended, but not the sweep
+        return worst.code
+
+
+def _logged(error: BaseException) -> Fault:
+    """What the error means, its traceback in sweep.log."""
+    if not isinstance(error, KeyboardInterrupt):
+        logging.getLogger("sweep").error("the sweep was cut:", exc_info=error)
+    return Fault.of(error)
 
 
 def _read(options: argparse.Namespace) -> SweepConfig:
@@ -193,6 +280,8 @@ def _read(options: argparse.Namespace) -> SweepConfig:
         source = options.resume / "sweep.yaml"
         if not source.is_file():
             raise ConfigError([f"--resume: '{options.resume}' is not allowed: there is no sweep.yaml in it"])
+    elif options.retry_failed:
+        raise ConfigError(["--retry-failed: needs --resume FOLDER"])
     if options.trials is not None:
         if options.trials < 1:
             raise ConfigError([f"--trials: {options.trials} is not allowed: should be greater than or equal to 1"])
@@ -215,23 +304,49 @@ def _folders(options: argparse.Namespace) -> list[Path]:
         raise ConfigError(
             [f"--name: {options.name!r} is not allowed: 1 to 100 letters, digits and . _ = + -, not a dot first"]
         )
-    if (outputs / options.name).exists():
-        raise _taken(outputs / options.name)
-    return [outputs / options.name]
+    root = outputs / options.name
+    if root.exists() and not _is_free(root):
+        raise _taken(root)
+    return [root]
 
 
-def _new_folder(candidates: Sequence[Path]) -> Path:
-    """The first that can be made: of two sweeps that start with one name, the second is refused."""
+def _new_folder(
+    candidates: Sequence[Path], config: SweepConfig, workplace: "Callable[[Path], Workplace]"
+) -> tuple["Workplace", FileLock]:
+    """Takes the first folder that is free, and its lock: of two sweeps that start with one name, the second is refused.
+    Raises ConfigError."""
+    from model.files import replace_file
+
     for root in candidates:
         try:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            root.mkdir()
-            return root
-        except FileExistsError:
+            root.mkdir(parents=True, exist_ok=True)
+            if not _is_free(root) or (lock := _lock(workplace(root))) is None:
+                continue
+            if _is_free(root):  # not taken while this sweep waited for the lock
+                replace_file(root / "sweep.yaml", config.yaml.encode())
+                return workplace(root), lock
+            lock.release()
+        except FileExistsError:  # a file
             continue
         except OSError as error:
             raise _not_writable("--output-dir", root.parent, str(error.strerror)) from None
     raise _taken(candidates[0])
+
+
+def _is_free(root: Path) -> bool:
+    """Whether it is a folder without anything, or with no more than a sweep leaves that is killed as it begins."""
+    return root.is_dir() and all(path.name == "ray" or path.name.startswith(".sweep.yaml.") for path in root.iterdir())
+
+
+def _lock(workplace: "Workplace") -> FileLock | None:
+    """The sweep's lock, None if it is running. A killed sweep's lock goes with it; its workers' locks on their trials
+    may last some seconds longer. Raises OSError."""
+    try:
+        lock = workplace.lock("sweep")
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        return None
+    return lock
 
 
 def _taken(root: Path) -> ConfigError:
@@ -286,5 +401,7 @@ def megabytes(count: int) -> str:
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
-    sys.stdout.flush()
-    os._exit(code)  # torch and Ray would take a second to tidy up what the system takes back anyway
+    if "ray" in sys.modules:
+        sys.stdout.flush()
+        os._exit(code)  # Ray would take a second to tidy up what the system takes back anyway
+    sys.exit(code)  # --local: a profiler or debugger around this process gets its end

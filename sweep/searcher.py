@@ -7,17 +7,22 @@ the study with all its values at once: wherever a search is cut, the next one dr
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field, TypeAdapter
 
-from sweep.config import SearchConfig, Space, SweepConfig, Value, walk
+from sweep import study_file
+from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, walk
 from sweep.early_stopping import PRUNERS
 from sweep.search_space import grid_points, suggest
+from sweep.study_file import StudyError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -25,6 +30,8 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 _NEAR = 0.1  # of a range
 
 State = Literal["running", "completed", "stopped", "diverged", "failed", "interrupted"]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -32,25 +39,28 @@ class TrialRecord:
     """What is known of a trial. Scores are the validation scores of its best epoch; None before its first."""
 
     number: int
-    name: str
+    name: Annotated[str, Field(pattern=r"^\d{4}[A-Za-z0-9._=+-]*$", max_length=80)]
     values: dict[str, Value]
     state: State = "running"
-    epochs: int = 0
-    error_rate: float | None = None
-    cer: float | None = None
+    epochs: Count = 0
+    error_rate: Share | None = None
+    cer: Share | None = None
     loss: float | None = None
-    best_epoch: int | None = None
-    seconds: float = 0.0
+    best_epoch: Count | None = None
+    seconds: Annotated[float, Field(ge=0)] = 0.0
     error: str | None = None
-    failures: int = 0  # how often it was tried again
+    failures: Count = 0  # how often it was tried again
     note: str | None = None  # what was unusual when it went on
     replicate_of: str | None = None  # the trial whose values it trains again with another seed
-    test_error_rate: float | None = None  # a replicate's, of its best epoch
+    test_error_rate: Share | None = None  # a replicate's, of its best epoch
 
     def score(self, metric: str) -> float:
         """The value to minimise; infinite while there is none."""
         value = getattr(self, metric)
         return float("inf") if value is None else float(value)
+
+
+_RECORD = TypeAdapter(TrialRecord)  # keys that a newer version has added are dropped
 
 
 class Listener(Protocol):
@@ -108,10 +118,21 @@ def trial_count(config: SearchConfig) -> int:
 class Search:
     """Asks the sampler, tells it and the pruner, and keeps a record of each trial. Without `database`, in memory.
 
-    With the database of an earlier search it goes on with that one: trials that had not ended are given out first.
+    With the database of an earlier search it goes on with that one: trials that had not ended are given out first, with
+    `retry_failed` also those that failed. With `read_only` it works on a copy. `tell` takes a line for the terminal.
+    Raises ConfigError if the database is damaged or belongs to another config.
     """
 
-    def __init__(self, config: SweepConfig, database: Path | None, listeners: tuple[Listener, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        database: Path | None,
+        listeners: tuple[Listener, ...] = (),
+        *,
+        read_only: bool = False,
+        retry_failed: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.config, self.confirm, self.listeners = config.search, config.confirm, listeners
         self.epochs, self._seed = config.training.epochs, config.training.seed
         self.records: dict[int, TrialRecord] = {}
@@ -119,22 +140,64 @@ class Search:
         self._live: dict[int, optuna.Trial] = {}
         self._again: list[int] = []  # numbers of trials to continue at once
         self._alone: list[int] = []  # numbers of trials that ran out of memory: they go on when nothing else runs
-        self._study = optuna.create_study(
-            storage=f"sqlite:///{database}" if database else None,
-            study_name="sweep",
-            sampler=RandomSampler(),  # draws nothing: trials come with their values
-            pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
-            direction="minimize",
-            load_if_exists=True,
-        )
-        for trial in self._study.get_trials(deepcopy=False):
-            self.records[trial.number] = TrialRecord(**trial.user_attrs["record"])
-            if not trial.state.is_finished():
-                self._again.append(trial.number)
+        storage: RDBStorage | None = None
+        if database is not None:
+            storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
+        with study_file.readable(database) if database else nullcontext():
+            if storage is not None and retry_failed:
+                self._reopen_failed(storage)
+            self._study = optuna.create_study(
+                storage=storage,
+                study_name="sweep",
+                sampler=RandomSampler(),  # draws nothing: trials come with their values
+                pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
+                direction="minimize",
+                load_if_exists=True,
+            )
+            self._require_same_config(config, database)
+            for trial in self._study.get_trials(deepcopy=False):
+                record = _RECORD.validate_python(trial.user_attrs["record"])
+                config.with_values(record.values)
+                if record.number != trial.number:
+                    raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
+                self.records[trial.number] = record
+                if not trial.state.is_finished():
+                    self._again.append(trial.number)
         self.trials = max(trial_count(config.search), len(self._searched))
         self._given = list(config.search.points)
         if config.search.searcher == "grid":
             self._given += grid_points(config.search.space)
+
+    def _reopen_failed(self, storage: RDBStorage) -> None:
+        """Makes the failed trials of the study unfinished ones that have not trained yet."""
+        study_id = storage.get_study_id_from_name("sweep")
+        for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
+            record = _RECORD.validate_python(trial.user_attrs["record"])
+            if record.state == "failed":
+                study_file.reopen(storage, trial._trial_id)
+                new = TrialRecord(
+                    record.number, record.name, record.values, "interrupted", replicate_of=record.replicate_of
+                )
+                storage.set_trial_user_attr(trial._trial_id, "record", asdict(new))
+
+    def _require_same_config(self, config: SweepConfig, database: Path | None) -> None:
+        """Keeps the config in a new study. Raises ConfigError if that of an earlier one has changed in what its trials
+        depend on: their results could not be compared with those of the trials to come."""
+        if database is None:
+            return
+        if "config" not in self._study.user_attrs:  # a new study, or one of version 0.1.0
+            if not self._study.get_trials(deepcopy=False):
+                self._study.set_user_attr("config", config.yaml)
+            return
+        before = SweepConfig.from_yaml(self._study.user_attrs["config"])
+        if changed := [path for path in changes(before, config) if not path.startswith(CHANGEABLE)]:
+            file = database.parent / "sweep.yaml"
+            raise ConfigError(
+                [
+                    f"{file}: {', '.join(changed)} must be as in the sweep's beginning; a resume can change only "
+                    f"{', '.join(CHANGEABLE)}; for another sweep: --config {file} and a new --name"
+                ]
+            )
 
     def ask(self) -> TrialRecord | None:
         """The next trial, or None: then, if `exhausted`, none will follow."""
@@ -232,7 +295,7 @@ class Search:
     def _started(self, number: int) -> TrialRecord | None:
         """None if the trial's end was decided, but not yet told, when the search was cut."""
         frozen = self._study.get_trials(deepcopy=False)[number]
-        record = TrialRecord(**frozen.user_attrs["record"])
+        record = _RECORD.validate_python(frozen.user_attrs["record"])
         self._live[number] = optuna.Trial(self._study, frozen._trial_id)
         if record.state in _FINAL_STATES:
             self._end(record)
@@ -293,7 +356,11 @@ class Search:
     def interrupt(self) -> None:
         """Lets go of what still runs or waits. It stays RUNNING in the study, for a later search to continue."""
         for number in self._unfinished:
-            self._release(replace(self.records[number], state="interrupted"))
+            record = replace(self.records[number], state="interrupted")
+            with suppress(StudyError):  # it was told when it came first, and the study has the trial as running
+                self._keep(record)
+            self.records[number] = record
+            self._let_go(record)
         self._again.clear()
         self._alone.clear()
 
@@ -347,6 +414,9 @@ class Search:
 
     def _release(self, record: TrialRecord) -> None:
         self._keep(record)
+        self._let_go(record)
+
+    def _let_go(self, record: TrialRecord) -> None:
         self._live.pop(record.number, None)
         for listener in self.listeners:
             listener.released(record)
@@ -360,6 +430,23 @@ class Search:
         self._study.tell(trial, value, state=final)
         for listener in self.listeners:
             listener.ended(record)
+
+
+# What a resume may change: how many trials, how many at once and on what, and where the images are kept.
+CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.path")
+
+
+def changes(before: SweepConfig, after: SweepConfig) -> list[str]:
+    """The paths of the settings that differ, two keys deep, as `data.seed`."""
+    trees = [
+        {
+            f"{section}.{key}" if key else section: value
+            for section, tree in config.model_dump().items()
+            for key, value in (tree.items() if isinstance(tree, dict) else [("", tree)])
+        }
+        for config in (before, after)
+    ]
+    return [path for path in {**trees[0], **trees[1]} if trees[0].get(path) != trees[1].get(path)]
 
 
 def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:

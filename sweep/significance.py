@@ -3,6 +3,7 @@
 `wrong` says which images are misread: bool (N,) of one run, or (S, N) of S runs with different seeds.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,8 +64,11 @@ class SeedsAndImages:
         return float(2 * t.sf(difference / error, freedom))
 
     def _error(self, seeds: float, per_image: np.ndarray) -> tuple[float, float]:
-        """Standard error of a mean and its degrees of freedom."""
+        """Standard error of a mean and its degrees of freedom. One image says nothing of how images differ: the error
+        is then infinite, so that an interval is all of 0 to 1 and a p value 1."""
         count = len(per_image)
+        if count < 2:
+            return math.inf, 1.0
         parts = [(self._of_seeds * seeds, self._freedom), (float(per_image.var(ddof=1)) / count, count - 1)]
         total = sum(variance for variance, _ in parts)
         freedom = total**2 / sum(variance**2 / known for variance, known in parts if known) if total else 1.0

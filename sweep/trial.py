@@ -24,7 +24,7 @@ from model.evaluation import Samples, evaluate
 from model.files import replace_file
 from model.running_scores import Diverged
 from model.training import Epoch, make_network, train
-from sweep import badcases
+from sweep import badcases, faults
 from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial, walk
 from sweep.early_stopping import decides
 from sweep.searcher import TrialRecord
@@ -68,9 +68,10 @@ class Trial:
         self._background = ThreadPoolExecutor(1)  # starts no thread until it is given work
 
     def step(self) -> dict[str, Any]:
-        """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if the
-        disk is full; with the last three comes one line of `error`, with failed whether it was `out_of_memory`.
-        Raises nothing: an error of one trial is no reason to lose its process."""
+        """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if
+        something outside of this program made it fail (see `sweep/faults.py`), which would fail the other trials too.
+        With the last three comes one line of `error`, with failed whether it was `out_of_memory`. Raises nothing: an
+        error of one trial is no reason to lose its process."""
         try:
             if self._epochs is None:
                 self._epochs = self._open()
@@ -78,11 +79,12 @@ class Trial:
         except Diverged as error:
             return {"state": "diverged", "error": str(error)}
         except Exception as error:
-            if is_disk_full(error):
-                return {"state": "interrupted", "error": "no space is left on the disk"}
+            out_of_memory = is_out_of_memory(error)
+            if not out_of_memory and (outside := faults.surroundings(error)) is not None:
+                return {"state": "interrupted", "error": outside}
             with contextlib.suppress(OSError):
                 (self.folder / "error.txt").write_text(traceback.format_exc())
-            return {"state": "failed", "error": one_line(error), "out_of_memory": is_out_of_memory(error)}
+            return {"state": "failed", "error": faults.one_line(error), "out_of_memory": out_of_memory}
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk
@@ -104,6 +106,7 @@ class Trial:
         config = resolved.trial()
         aside = self._move_strangers_aside(config)
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         replace_file(self.folder / "config.yaml", resolved.yaml.encode())
         place = device.pick(self.workplace.gpus)
         warming = self._background.submit(device.warm_up, place) if self.workplace.gpus else None
@@ -210,7 +213,7 @@ class Trial:
         """Files of another trial that had this name, which no search knows any more, are kept, but not mixed in."""
         folders = {"trial": self.folder, "tensorboard": self.logs}
         # Killed as it began, a trial leaves an empty folder, or one with a temporary file that is written over.
-        there = {name: path for name, path in folders.items() if any(path.glob("[!.]*"))}
+        there = {name: path for name, path in folders.items() if path.is_file() or any(path.glob("[!.]*"))}
         if not there or _same(config, self.folder / "config.yaml"):
             return None
         aside = self.workplace.root / "aside" / f"{self.record.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -233,21 +236,11 @@ def _passed_over(damaged: list[str], what: str) -> str | None:
     return f"damaged, or without its curves: {', '.join(damaged)}; {what}" if damaged else None
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether it, or what it came from, is a full disk, quota or file size limit; SQLite says so in words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if "disk is full" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """On a device or on the host; CUDA's libraries and the CPU allocator say so in words."""
     words = ("can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+    told = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def picture_epochs(epochs: int) -> set[int]:
@@ -298,12 +291,6 @@ class _Pictures:
     def _draw_valid(self, number: int, samples: Samples) -> None:
         images = self._data.valid[0][samples.rows].cpu()
         self._writer.image("valid/badcase", badcases.draw(images, samples, self._alphabet), number)
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, without line breaks and without its stack."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
 
 
 def keep_to_share(gpus: float) -> None:

@@ -69,10 +69,17 @@ class Verdict:
         return open_pool(pool_spec(self.config, split), self.workplace.pools)
 
     def _read(self, record: TrialRecord, key: str, pool: Pool) -> tuple[np.ndarray, np.ndarray] | None:
-        """Readings and which are wrong, if they are there."""
+        """Readings and which are wrong, if they are there and of this pool's size and alphabet."""
+        path = self.workplace.files(record.name) / "best.pt"
         try:
-            decoded = checkpoints.load(self.workplace.files(record.name) / "best.pt")[key]
+            decoded = checkpoints.load(path)[key] if path.is_file() else None  # a FIFO would never end
         except (OSError, ValueError, KeyError):
+            return None
+        if not isinstance(decoded, torch.Tensor) or decoded.dtype != torch.uint8 or decoded.ndim != 2:
+            return None
+        largest = len(self.config.captcha.characters)  # 0 pads, the first character is 1
+        images, steps = decoded.shape
+        if images != len(pool) or steps < pool.labels.shape[1] or int(decoded.max()) > largest:
             return None
         return decoded.numpy(), ~ctc.exact_matches(decoded, torch.from_numpy(pool.labels)).numpy()
 

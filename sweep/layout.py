@@ -1,0 +1,29 @@
+"""The names in a sweep's folder: which are folders, and which are files."""
+
+from pathlib import Path
+
+from sweep.config import ConfigError
+
+_FOLDERS = ("aside", "ray", "tensorboard", "top", "trials")
+_FILES = (
+    "best.pt",
+    "best.yaml",
+    "leaderboard.csv",
+    "machine.json",
+    "report.html",
+    "study.db",
+    "sweep.log",
+    "sweep.yaml",
+)
+
+
+def require(option: str, root: Path) -> None:
+    """Raises ConfigError if something in the sweep's folder is of another kind than its name says."""
+    problems = [
+        f"{option}: {root / name} must be a {kind}"
+        for kind, names in (("folder", _FOLDERS), ("regular file", _FILES))
+        for name in names
+        if (root / name).exists() and not ((root / name).is_dir() if kind == "folder" else (root / name).is_file())
+    ]
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,353 @@
+"""study.db held, damaged, emptied, deleted or linked by others, and folders whose names mean something in a URL."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep import study_file
+from sweep.config import ConfigError, SweepConfig, load
+from sweep.report import main as report
+from sweep.run import main
+from sweep.searcher import Search
+from tests.conftest import QUICKSTART
+from tests.processes import FORKS, UNCONFIRMED, LocalSweep, resume_local, wait_for
+from tests.results import leaderboard
+
+ONE = {"search__trials": 1, "training__epochs": 1, "search__early_stopping": "none"}
+
+
+@pytest.fixture(scope="module")
+def ended(arguments_in: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of one trial, to be copied."""
+    folder = tmp_path_factory.mktemp("ended")
+    sweep = LocalSweep(folder / "printed.txt", *arguments_in(folder, "r", **ONE))
+    assert sweep.wait()[0] == 0, sweep.output.read_text()
+    return folder / "r"
+
+
+@pytest.fixture
+def root(ended: Path, tmp_path: Path) -> Path:
+    shutil.copytree(ended, tmp_path / "r", symlinks=True)
+    return tmp_path / "r"
+
+
+def config(**settings: Any) -> SweepConfig:
+    return load(QUICKSTART, UNCONFIRMED | {key.replace("__", "."): value for key, value in settings.items()})
+
+
+@contextmanager
+def held(path: Path, *statements: str, seconds: float) -> Iterator[None]:
+    """Another connection that keeps its transaction open for a while."""
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement).fetchall()
+    release = threading.Timer(seconds, connection.close)
+    release.start()
+    try:
+        yield
+    finally:
+        release.cancel()
+        release.join()
+        connection.close()
+
+
+HOLDS = {
+    "writer": ["BEGIN IMMEDIATE"],
+    "exclusive": ["BEGIN EXCLUSIVE"],
+    "reader": ["BEGIN", "SELECT * FROM trials"],
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_a_study_that_another_program_holds_is_waited_for_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: str
+) -> None:
+    monkeypatch.setattr(study_file, "_QUIET", 0.2)
+    told: list[str] = []
+    search = Search(config(), tmp_path / "study.db", tell=told.append)
+    first = search.ask()
+    assert first is not None
+    for seconds in (1.5, 0.5):
+        with held(tmp_path / "study.db", *HOLDS[hold], seconds=seconds):
+            assert search.ask() is not None
+    assert told == [f"waiting for another program that holds {tmp_path / 'study.db'}"]
+    search.interrupt()
+    assert Search(config(), tmp_path / "study.db").records == search.records
+
+
+def test_sqlites_own_patience_of_five_seconds_is_not_the_sweeps(tmp_path: Path) -> None:
+    search = Search(config(), tmp_path / "study.db")
+    with held(tmp_path / "study.db", "BEGIN IMMEDIATE", seconds=7):
+        assert search.ask() is not None
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_a_study_that_stays_held_halts_the_sweep_and_it_goes_on_later(
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hold: str,
+) -> None:
+    monkeypatch.setattr(study_file, "_PATIENCE", 0.5)
+    monkeypatch.setattr(study_file, "_READERS_PATIENCE", 0.5)
+    root = tmp_path / "r"
+    release = threading.Event()
+
+    def hold_it() -> None:
+        wait_for(lambda: list(root.glob("trials/0000*/epoch_0001.pt")))
+        with held(root / "study.db", *HOLDS[hold], seconds=100):
+            release.wait(60)
+
+    holder = threading.Thread(target=hold_it)
+    holder.start()
+    code = main([*arguments("r", search__trials=2, training__epochs=8), "--local"])
+    release.set()
+    holder.join()
+    printed = capsys.readouterr().out
+    assert code == 130, printed
+    assert "another program holds it" in printed
+    assert "to go on: " in printed
+    assert "Traceback" not in printed
+    assert leaderboard(root)
+    code, printed = resume_local(root).wait()
+    assert code == 0, printed
+    assert len(leaderboard(root)) == 2
+
+
+def test_ctrl_c_ends_the_waiting(tmp_path: Path) -> None:
+    search = Search(config(), tmp_path / "study.db")
+    press = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    with held(tmp_path / "study.db", "BEGIN EXCLUSIVE", seconds=30):
+        press.start()
+        with pytest.raises(KeyboardInterrupt):
+            search.ask()
+
+
+def zeroed(data: bytes) -> bytes:
+    return data[: 3 * 4096] + bytes(4096) + data[4 * 4096 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "30 %": lambda data: data[: len(data) * 3 // 10],
+    "50 %": lambda data: data[: len(data) // 2],
+    "99 %": lambda data: data[: len(data) * 99 // 100],
+    "noise": lambda data: os.urandom(len(data)),
+    "a page": zeroed,
+    "emptied": lambda data: b"",
+    "text": lambda data: b"trial,state\n",
+}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def assert_refused(root: Path, capsys: pytest.CaptureFixture[str], *named: str) -> None:
+    """By --resume and by the report, in a sentence, with everything as it was."""
+    before = contents(root)
+    for command in (lambda: main(["--resume", str(root), "--local"]), lambda: report([str(root)])):
+        code = command()
+        captured = capsys.readouterr()
+        assert code == 2, captured
+        assert all(part in captured.err for part in named), captured.err
+        assert "Traceback" not in captured.err
+        assert len(captured.err.strip().splitlines()) == 1
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_emptied_study_is_refused(root: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    data = (root / "study.db").read_bytes()
+    (root / "study.db").write_bytes(DAMAGES[damage](data))
+    assert_refused(root, capsys, "study.db", "is empty" if damage == "emptied" else "is damaged")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("DROP TABLE trial_user_attributes", "trial_user_attributes"),
+        ("DELETE FROM studies", "is damaged"),
+        ("DELETE FROM trial_user_attributes", "record"),
+        ("UPDATE alembic_version SET version_num = 'v99.0.0.a'", "optuna"),
+        ("""UPDATE trial_user_attributes SET value_json = '{"number": 0, "name": "../../x", "values": {}}'""", "name"),
+        ("""UPDATE trial_user_attributes SET value_json = '{"number": 7, "name": "0007", "values": {}}'""", "trial 7"),
+        ("""UPDATE trial_user_attributes SET value_json = '[1, 2]'""", "is damaged"),
+        (
+            """UPDATE trial_user_attributes SET value_json =
+            '{"number": 0, "name": "0000", "values": {"optimizer.lr": "fast"}}'""",
+            "optimizer.lr",
+        ),
+        *((f"UPDATE trial_user_attributes SET value_json = replace(value_json, 'ERROR', '{what}')", "error_rate")
+          for what in ('error_rate": 7', 'error_rate": NaN', 'error_rate": "text"', 'error_rate": -0.5')),
+    ],
+)  # fmt: skip
+def test_a_study_that_no_sweep_has_written_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], change: str, named: str
+) -> None:
+    (row,) = leaderboard(root)
+    with closing(sqlite3.connect(root / "study.db")) as connection, connection:
+        connection.execute(change.replace("'ERROR'", f"'error_rate\": {float(row['error_rate'])}'"))
+    assert_refused(root, capsys, "study.db", named)
+
+
+def test_a_key_that_a_newer_version_has_added_to_the_records_is_passed_over(root: Path) -> None:
+    with closing(sqlite3.connect(root / "study.db")) as connection, connection:
+        connection.execute("""UPDATE trial_user_attributes SET value_json = replace(value_json, '{"number"',
+            '{"mood": "good", "number"')""")
+    assert report([str(root)]) == 0
+
+
+def test_a_deleted_study_is_not_made_anew_while_there_are_trials(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "study.db").unlink()
+    assert main(["--resume", str(root), "--local"]) == 2
+    assert "study.db: there is no such file" in capsys.readouterr().err
+    assert not (root / "study.db").exists()
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied", "replaced"])
+def test_a_study_that_goes_while_the_sweep_runs_halts_it(
+    local: Callable[..., LocalSweep], tmp_path: Path, how: str
+) -> None:
+    root = tmp_path / "r"
+    sweep = local("r", training__epochs=300, search__early_stopping="none")
+    wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
+    if how == "emptied":
+        os.truncate(root / "study.db", 0)
+    else:
+        (root / "study.db").unlink()
+        if how == "replaced":
+            (root / "study.db").write_bytes(b"")
+    code, printed = sweep.wait(60)
+    sweep.kill()
+    assert code == 130, printed
+    assert "study.db" in printed
+    assert "Traceback" not in printed
+    assert "to go on: " in printed
+    assert (root / "best.pt").exists()
+    code, printed = resume_local(root).wait()
+    assert code == 2, printed
+
+
+@pytest.mark.parametrize("name", ["50%20off", "what?x=1", "a#b", "c:d", "file:x?mode=memory&uri=true", "%41"])
+def test_a_folders_name_is_no_address(arguments: Callable[..., list[str]], tmp_path: Path, name: str) -> None:
+    outputs = tmp_path / name
+    sweep = LocalSweep(tmp_path / "printed.txt", *arguments("r", **ONE), "--output-dir", str(outputs))
+    code, printed = sweep.wait()
+    assert code == 0, printed
+    assert (outputs / "r" / "study.db").stat().st_size > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "printed.txt"])
+    assert [path.name for path in outputs.iterdir()] == ["r"]
+    assert report([str(outputs / "r")]) == 0
+    code, printed = resume_local(outputs / "r", "--trials", "2").wait()
+    assert code == 0, printed
+    assert len(leaderboard(outputs / "r")) == 2
+
+
+def test_a_report_writes_nothing_but_its_page(root: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.db"
+    shutil.move(root / "study.db", foreign)
+    (root / "study.db").symlink_to(foreign)
+    before = contents(root) | {"foreign": foreign.read_bytes()}
+    (root / "report.html").unlink()
+    assert report([str(root)]) == 0
+    assert contents(root) | {"foreign": foreign.read_bytes()} == before
+
+
+def test_a_link_to_another_programs_database_gets_no_tables(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "bookmarks.db"
+    with closing(sqlite3.connect(foreign)) as connection, connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    before = foreign.read_bytes()
+    (root / "study.db").unlink()
+    (root / "study.db").symlink_to(foreign)
+    assert_refused(root, capsys, "study.db", "is damaged")
+    assert foreign.read_bytes() == before
+
+
+def test_a_report_is_made_while_the_sweep_writes(root: Path) -> None:
+    with held(root / "study.db", "BEGIN IMMEDIATE", seconds=60):
+        assert report([str(root)]) == 0
+
+
+def write_half_a_transaction(database: Path) -> None:
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA cache_size = 1")  # so that changed pages are written before the end
+    connection.execute("UPDATE trial_user_attributes SET value_json = value_json || ' '")
+    connection.execute("CREATE TABLE filler AS SELECT a.*, hex(randomblob(4000)) FROM trial_user_attributes a, trials")
+    connection.execute("INSERT INTO filler SELECT * FROM filler")
+    connection.execute("INSERT INTO filler SELECT * FROM filler")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_report_reads_past_what_a_killed_sweep_left_half_written(root: Path) -> None:
+    before = Search(load(root / "sweep.yaml"), root / "study.db", read_only=True).records
+    writer = FORKS.Process(target=write_half_a_transaction, args=(root / "study.db",))
+    writer.start()
+    writer.join()
+    journal = root / "study.db-journal"
+    assert journal.exists()
+    half = (root / "study.db").read_bytes()
+    assert report([str(root)]) == 0
+    assert journal.exists()
+    assert (root / "study.db").read_bytes() == half
+    assert Search(load(root / "sweep.yaml"), root / "study.db", read_only=True).records == before
+    code, printed = resume_local(root).wait()
+    assert code == 0, printed
+    assert not journal.exists()
+
+
+def test_trials_that_failed_are_run_again_if_that_is_wanted(tmp_path: Path) -> None:
+    settings = {"search__trials": 2, "search__max_failures": 0}
+    search = Search(config(**settings), tmp_path / "study.db")
+    for outcome in ("failed", "diverged"):
+        record = search.ask()
+        assert record is not None
+        search.report(record.number, {"state": outcome, "error": outcome, "out_of_memory": False})
+    assert search.exit_code == 1
+    assert Search(config(**settings), tmp_path / "study.db").ask() is None
+    again = Search(config(**settings), tmp_path / "study.db", retry_failed=True)
+    record = again.ask()
+    assert record is not None
+    assert (record.number, record.name, record.state, record.error) == (0, search.records[0].name, "running", None)
+    # Killed here, it is not forgotten.
+    later = Search(config(**settings), tmp_path / "study.db")
+    assert later.ask() == record
+    scores = {"error_rate": 0.5, "cer": 0.5, "loss": 0.5, "best_epoch": 1}
+    later.report(0, {"state": "completed", "epochs": 1, **scores})
+    assert later.exhausted
+    assert [record.state for record in later.records.values()] == ["completed", "diverged"]
+    assert later.exit_code == 0
+
+
+def test_a_changed_config_is_refused_unless_a_resume_can_honour_it(tmp_path: Path) -> None:
+    Search(config(), tmp_path / "study.db").ask()
+    changeable = {"search__trials": 30, "search__max_concurrent": 3, "search__max_failures": 5, "data__path": "x"}
+    Search(config(**changeable, resources__cpus=1), tmp_path / "study.db")
+    for key, value in {
+        "training.epochs": 9,
+        "data.valid_images": 77,
+        "captcha.characters": "01",
+        "network.lstm_size": 32,
+        "search.metric": "loss",
+        "search.early_stopping": "none",
+        "search.space": {"optimizer.lr": {"loguniform": [1e-3, 1e-2]}},
+        "search.seed": 4,
+    }.items():
+        for read_only in (False, True):
+            with pytest.raises(ConfigError) as refused:
+                Search(config(**{key.replace(".", "__"): value}), tmp_path / "study.db", read_only=read_only)
+            assert f"sweep.yaml: {key} must be as in the sweep's beginning" in str(refused.value)
