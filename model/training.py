@@ -17,6 +17,7 @@ from model.data import Data
 from model.evaluation import Samples, Scores, by_loss, evaluate, loss_and_accuracy, score
 from model.optimizers import make_optimizer
 from model.schedules import factor
+from model.seeds import derive
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -85,7 +86,7 @@ def train(
 
     for number in range(first, epochs + 1):
         # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.
-        torch.manual_seed(config.training.seed * 1_000_003 + number)
+        torch.manual_seed(derive(config.training.seed, number, 0))
         network.train()
         seen: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, best paths and labels of this epoch's batches
         logged = 0
