@@ -20,7 +20,7 @@ from model.alphabet import Alphabet
 from model.files import replace_file
 from model.memory import collector_paused
 from sweep import badcases
-from sweep.config import ConfigError, Space, SweepConfig, load, walk
+from sweep.config import ConfigError, Space, SweepConfig, load, plain, walk
 from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
@@ -44,7 +44,7 @@ def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list
             rank,
             record.name,
             record.state,
-            *(record.values.get(path) for path in paths),
+            *(plain(record.values[path]) if path in record.values else None for path in paths),
             *(getattr(record, key) for key in _SCORES),
             record.error,
             *(getattr(record, key) for key in confirming),

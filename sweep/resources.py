@@ -92,7 +92,7 @@ def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Al
     """Raises ConfigError if a trial asks for more than the machine has."""
     wanted, most = config.resources, config.search.max_concurrent
     problems = [
-        f"resources.{key}: {asked} is not allowed: this machine has {there}"
+        f"resources.{key} must be at most {there}, which this machine has, got {asked:g}"
         for key, asked, there in (("cpus", wanted.cpus, machine.cpus), ("gpus", wanted.gpus, machine.gpus))
         if asked != "auto" and asked > there
     ]
