@@ -202,8 +202,8 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
         if not source.is_file():
             raise ConfigError([f"--resume: '{options.resume}' is not allowed: there is no sweep.yaml in it"])
     if options.trials is not None:
-        if options.trials < 1:
-            raise ConfigError([f"--trials: {options.trials} is not allowed: should be greater than or equal to 1"])
+        if not 1 <= options.trials < 2**31:
+            raise ConfigError([f"--trials must be at least 1 and below {2**31}, got {options.trials}"])
         settings["search.trials"] = options.trials
     if options.cache_dir is not None:
         settings["data.path"] = str(options.cache_dir)
