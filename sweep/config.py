@@ -60,9 +60,8 @@ class ConfigError(ValueError):
 
 def _line(sentence: str) -> str:
     """Without what would break the line or colour the terminal, and cut in the middle: the value stands at the end."""
-    if len(sentence) > _LONGEST_SENTENCE:
-        sentence = f"{sentence[: _LONGEST_SENTENCE // 2]} … {sentence[3 - _LONGEST_SENTENCE // 2 :]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    line, half = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence), _LONGEST_SENTENCE // 2
+    return line if len(line) <= _LONGEST_SENTENCE else f"{line[:half]} … {line[3 - half :]}"
 
 
 def tupled(value: Any) -> Value:

@@ -82,8 +82,10 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     pools = _writable(Path(str(config.data.path)), "--cache-dir")
     _refuse_pictures(pools, "data.path" if options.cache_dir is None else "--cache-dir")
     candidates = [] if options.resume else _folders(options)
-    from sweep.resources import allot, this_machine, usable_cpus
+    from sweep.resources import allot, check_shares, this_machine, usable_cpus
 
+    with blaming(*origin):
+        check_shares(config, cpus=usable_cpus())
     cluster = None
     if not options.local and not options.dry_run:
         from sweep.ray_cluster import RayCluster
