@@ -15,9 +15,9 @@ from typing import Literal
 import captcha.image
 import numpy as np
 from captcha.image import ImageCaptcha
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from model.config import CaptchaConfig, TrialConfig
+from model.config import CaptchaConfig, TrialConfig, shown
 
 Split = Literal["train", "valid", "test"]
 
@@ -31,8 +31,46 @@ class _SeededSecrets:
         self.choice = generator.choice
 
 
+def check_characters(characters: str) -> None:
+    """Raises ValueError, naming them, if some of the characters have no glyph in one of the library's fonts, which then
+    draws the same box for each, or if some are drawn alike: no network could tell those apart."""
+    for file in captcha.image.DEFAULT_FONTS:
+        font = ImageFont.truetype(file, 64)
+        missing = _ink(font, _UNASSIGNED)
+        seen: dict[tuple[tuple[int, int], bytes], str] = {}
+        undrawn = []
+        for character in characters:
+            ink = _ink(font, character)
+            if ink in (missing, _NO_INK):
+                undrawn.append(character)
+            elif ink in seen:
+                raise ValueError(
+                    f"captcha.characters must look different, got {seen[ink]!r} (U+{ord(seen[ink]):04X}) and "
+                    f"{character!r} (U+{ord(character):04X}): {Path(file).name} draws them alike"
+                )
+            seen[ink] = character
+        if undrawn:
+            raise ValueError(
+                f"captcha.characters must be in the font, got {shown(''.join(undrawn))}: {Path(file).name} has no "
+                f"glyph for {'it' if len(undrawn) == 1 else 'them'}"
+            )
+
+
+_UNASSIGNED = "\uffff"  # never a character, so that fonts draw their sign for a missing glyph
+_NO_INK = ((0, 0), b"")
+
+
+def _ink(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
+    """A character's picture cut to its ink, as the library cuts it out: size and pixels."""
+    mask = Image.new("L", (256, 256))
+    ImageDraw.Draw(mask).text((96, 96), character, font=font, fill=255)
+    picture = mask.crop(mask.getbbox() or (0, 0, 0, 0))
+    return picture.size, picture.tobytes()
+
+
 @lru_cache(maxsize=8)
-def _painter(width: int, height: int, font_sizes: tuple[int, ...]) -> ImageCaptcha:
+def _painter(characters: str, width: int, height: int, font_sizes: tuple[int, ...]) -> ImageCaptcha:
+    check_characters(characters)
     return ImageCaptcha(width=width, height=height, font_sizes=font_sizes)
 
 
@@ -41,7 +79,7 @@ def draw(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[Im
     generator = random.Random(f"{seed}/{split}/{index}")
     text = "".join(generator.choices(config.characters, k=generator.randint(*config.lengths)))
     scale = config.render_scale
-    painter = _painter(config.width * scale, config.height * scale, config.font_sizes)
+    painter = _painter(config.characters, config.width * scale, config.height * scale, config.font_sizes)
     genuine = captcha.image.secrets
     captcha.image.secrets = _SeededSecrets(generator)
     try:

@@ -4,17 +4,61 @@ Every section is frozen and refuses unknown keys; pydantic collects all errors o
 """
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+# Bounds far beyond any use: what lies above them is a slip or an attack, and would fail hours or gigabytes later.
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Images = Annotated[int, Field(ge=1, le=100_000_000)]
+Units = Annotated[int, Field(ge=1, le=4096)]
+Layers = Annotated[int, Field(ge=1, le=16)]
+Kernel = Annotated[int, Field(ge=1, le=31)]
+Window = Annotated[int, Field(ge=1, le=64)]
+FontSize = Annotated[int, Field(ge=4, le=512)]
+TextLength = Annotated[int, Field(ge=1, le=256)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+_MOST_PIXELS = 4096 * 4096  # of one captcha as it is drawn
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def shown(value: Any) -> str:
+    """A value as an error sentence shows it: at most 80 characters."""
+    text = _written(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _written(value: Any) -> str:
+    """As in YAML, but with quotes around each text."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    return repr(value)
+
+
+def is_no_unicode(text: str) -> bool:
+    """Whether it holds lone surrogates: what Python makes of bytes that are not UTF-8, and of YAML's "\\ud800"."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def unusable_path(path: str) -> str | None:
+    """What a path must be, if no file system would take this one or what a sweep makes below it."""
+    if "\0" in path or is_no_unicode(path):
+        return "must be text in UTF-8 without NUL"
+    encoded = path.encode()
+    if len(encoded) > 3500 or any(len(name) > 255 for name in encoded.split(b"/")):
+        return "must be at most 3,500 bytes long, and each name in it at most 255"
+    return None
 
 
 class CaptchaConfig(Section):
@@ -22,10 +66,10 @@ class CaptchaConfig(Section):
     noise dots are 3 pixels wide and swamp small images, and `font_sizes` (pixels) fit 192×64."""
 
     characters: str = string.digits + string.ascii_uppercase
-    length: Positive | tuple[Positive, Positive] = 4
+    length: TextLength | tuple[TextLength, TextLength] = 4
     width: Annotated[int, Field(ge=8, le=4096)] = 192
     height: Annotated[int, Field(ge=8, le=4096)] = 64
-    font_sizes: Annotated[tuple[Annotated[int, Field(ge=4, le=512)], ...], Field(min_length=1)] = (42, 50, 56)
+    font_sizes: Annotated[tuple[FontSize, ...], Field(min_length=1, max_length=32)] = (42, 50, 56)
     color: Literal["rgb", "grey"] = "rgb"
     render_scale: Annotated[int, Field(ge=1, le=8)] = 1
 
@@ -41,16 +85,19 @@ class CaptchaConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         unusable = [c for c in self.characters if not c.isprintable() or c.isspace() or c == "/"]
-        if not self.characters or unusable or len(set(self.characters)) != len(self.characters):
-            raise ValueError(
-                f"captcha.characters: {self.characters!r} is not allowed: use 1 to 255 different, printable "
-                "characters without spaces and '/'"
+        if not 1 <= len(self.characters) <= 255 or unusable or len(set(self.characters)) != len(self.characters):
+            raise ValueError(  # 255: one byte for each, with the blank
+                "captcha.characters must be 1 to 255 different, printable characters without spaces and '/', "
+                f"got {shown(self.characters)}"
             )
-        if len(self.characters) > 255:
-            raise ValueError("captcha.characters: at most 255 characters fit, one byte each with the blank")
         low, high = self.lengths
         if low > high:
-            raise ValueError(f"captcha.length: [{low}, {high}] is not allowed: the first must not exceed the second")
+            raise ValueError(f"captcha.length must not have its first number above its second, got [{low}, {high}]")
+        if self.width * self.height * self.render_scale**2 > _MOST_PIXELS:
+            raise ValueError(
+                f"captcha.render_scale must give at most {_MOST_PIXELS:,} pixels, got {self.render_scale}: "
+                f"captcha.width {self.width} and captcha.height {self.height} are multiplied by it"
+            )
         return self
 
 
@@ -61,16 +108,21 @@ class DataConfig(Section):
 
     source: Literal["pool", "stream"] = "pool"
     path: str | None = None
-    train_images: Positive = 20_000
-    valid_images: Positive = 2_000
-    test_images: Positive = 2_000
-    seed: int = 0
+    train_images: Images = 20_000
+    valid_images: Images = 2_000
+    test_images: Images = 2_000
+    seed: Seed = 0
 
     @field_validator("path")
     @classmethod
-    def _does_not_climb(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("/") and {"..", "~"} & {value[:1], *value.split("/")}:
-            raise ValueError(f"{value!r} is not allowed: it must lie below the output directory or be absolute")
+    def _can_be_a_folder(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        problem = unusable_path(value)
+        if not value.startswith("/") and {"..", "~"} & {value[:1], *value.split("/")}:
+            problem = "must lie below the output directory or be absolute"
+        if problem is not None:
+            raise ValueError(f"{problem}, got {shown(value)}")
         return value
 
 
@@ -81,13 +133,13 @@ class NetworkConfig(Section):
     `standardize` leaves CTC's all-blank plateau soonest; `torch` without it is the notebook's way.
     """
 
-    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32, 48, 64, 64)
-    layers: Positive | tuple[Positive, ...] = 1
-    kernels: Positive | tuple[Positive, ...] = 3
-    pools: tuple[Positive | tuple[Positive, Positive], ...] = (2, 2, 2, (2, 1), (2, 1))
+    channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=32)] = (16, 32, 48, 64, 64)
+    layers: Layers | tuple[Layers, ...] = 1
+    kernels: Kernel | tuple[Kernel, ...] = 3
+    pools: tuple[Window | tuple[Window, Window], ...] = (2, 2, 2, (2, 1), (2, 1))
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lstm_size: Positive = 64
-    lstm_layers: Positive = 1
+    lstm_size: Units = 64
+    lstm_layers: Layers = 1
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
     standardize: bool = True
 
@@ -112,11 +164,11 @@ class NetworkConfig(Section):
             value = getattr(self, key)
             if not isinstance(value, int) and len(value) != len(self.channels):
                 raise ValueError(
-                    f"network.{key}: {len(value)} entries are not allowed: "
-                    f"network.channels has {len(self.channels)} blocks, give one entry for each"
+                    f"network.{key} must have one entry for each of the {len(self.channels)} blocks of "
+                    f"network.channels, got {len(value)} entries"
                 )
         if any(kernel % 2 == 0 for _, _, kernel, _ in self.blocks):
-            raise ValueError(f"network.kernels: {self.kernels} is not allowed: kernels must be odd")
+            raise ValueError(f"network.kernels must be odd, got {shown(self.kernels)}")
         return self
 
 
@@ -217,7 +269,7 @@ class TrainingConfig(Section):
     cuda_graph: Literal["auto", "network", "step"] | bool = "auto"
     compile: Literal["auto"] | bool = False
     augmentation: AugmentationConfig = AugmentationConfig()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TrialConfig(Section):
@@ -249,32 +301,39 @@ class TrialConfig(Section):
         needed = 2 * longest - 1
         if height < 1:
             raise ValueError(
-                f"network.pools: {list(self.network.pools)} is not allowed: captcha.height {self.captcha.height} "
-                "leaves no row of features; pool less or draw higher images"
+                f"network.pools must leave a row of features, got {shown(self.network.pools)}: captcha.height "
+                f"{self.captcha.height} leaves none; pool less or draw higher images"
             )
         if time_steps < needed:
             raise ValueError(
-                f"network.pools: {list(self.network.pools)} is not allowed: captcha.width {self.captcha.width} gives "
-                f"T = {time_steps} time steps, but captcha.length {longest} needs {needed} if all characters are equal "
-                "(each, and a blank between two); pool the width less or draw wider images"
+                f"network.pools must give at least {needed} time steps, got {shown(self.network.pools)}: captcha.width "
+                f"{self.captcha.width} gives T = {time_steps}, but captcha.length {longest} needs {needed} if all "
+                "characters are equal (each, and a blank between two); pool the width less or draw wider images"
             )
         if self.steps_per_epoch < 1:
             raise ValueError(
-                f"training.batch_size: {self.training.batch_size} is not allowed: "
-                f"data.train_images is only {self.data.train_images}"
+                f"training.batch_size must be at most data.train_images ({self.data.train_images}), "
+                f"got {self.training.batch_size}"
             )
         return self
 
 
-def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the nested `tree` with dotted paths set: for `--set`, a sampled trial and a test alike.
+def split_at_dots(path: str) -> list[str]:
+    return path.split(".")
+
+
+def override(
+    tree: Mapping[str, Any], values: Mapping[str, Any], split: Callable[[str], list[str]] = split_at_dots
+) -> dict[str, Any]:
+    """A copy of the nested `tree` with dotted paths set: for `--set`, a sampled trial and a test alike. `split` gives
+    a path's keys.
 
     A new `schedule.name` leaves behind the parameters that only the old schedule had, and those at the old one's
     defaults: the new one has its own.
     """
     result: dict[str, Any] = _copy(tree)
     for path, value in values.items():
-        *sections, key = path.split(".")
+        *sections, key = split(path)
         node = result
         for section in sections:
             if not isinstance(node.get(section), dict):

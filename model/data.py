@@ -14,6 +14,7 @@ from model.captchas import Split, render
 from model.config import TrialConfig
 from model.device import free_bytes
 from model.pools import encode_padded, open_pool, pool_spec
+from model.seeds import derive
 
 _BUSY = 256  # images that an accelerator evaluates at once; in smaller batches it waits for launches
 
@@ -46,7 +47,7 @@ class Data:
         """`steps_per_epoch` full batches; epochs count from 1. A pool's order and all augmentation are drawn from
         (seed, epoch), so a resumed trial needs no generator's state."""
         training = self.config.training
-        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(derive(training.seed, epoch, 1))  # 0 is the network's dropout
         for images, labels in self._plain_batches(epoch, generator):
             yield augment(images.to(self.device, non_blocking=True), training.augmentation, generator), labels
 

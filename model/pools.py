@@ -4,10 +4,12 @@ A pool is one file: a 4,096-byte header (magic, checksums, JSON), then the image
 then the labels, uint8 (N, L), class indices padded with 0. Its name is a hash of all that determines it.
 """
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -149,6 +151,9 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
     progress(0, total)
     for left_by_killed in folder.glob(".*.pool.*"):
         left_by_killed.unlink()
+    needed, free = sum(spec.file_bytes for spec in specs), shutil.disk_usage(folder).free
+    if needed > free:  # the reservation would fill the disk before it fails, and everybody else's programs with it
+        raise OSError(errno.ENOSPC, f"the images need {needed:,} bytes, of which {free:,} are free", str(folder))
     # The process's own name: one that was killed may have left a process that still writes.
     temporary = {spec: folder / f".{spec.name}.{os.getpid()}" for spec in specs}
     chunks = [

@@ -19,6 +19,7 @@ from model.evaluation import Samples, Scores, evaluate
 from model.optimizers import make_optimizer
 from model.running_scores import Log, RunningScores
 from model.schedules import factor
+from model.seeds import derive
 
 LOG_POINTS = 200  # per tag and trial: more only make TensorBoard slow
 
@@ -106,7 +107,7 @@ def train(
 
     for number in range(first, epochs + 1):
         # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.
-        torch.manual_seed(config.training.seed * 1_000_003 + number)
+        torch.manual_seed(derive(config.training.seed, number, 0))
         network.train()
         running = RunningScores(log)
         step = (number - 1) * steps_per_epoch

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.files import replace_file
-from sweep.config import ConfigError, load, parse_settings
+from sweep.config import ConfigError, blaming, load, parse_settings
 from sweep.run import QUICKSTART
 
 
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        config = load(options.config, parse_settings("--set", options.set))
+        settings = parse_settings("--set", options.set)
+        config = load(options.config, settings)
         if not options.output.absolute().parent.is_dir():
             raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
         console.print(f"[dim]{options.config.name}: about {'ten' if options.sweep else 'three'} minutes[/]")
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sweep.benchmark import Benchmark
 
         with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
-            benchmark = Benchmark(config, Path(folder))
+            with blaming(options.config, settings):
+                benchmark = Benchmark(config, Path(folder))
             parts = [("trials and their parts", benchmark.trials), ("a sweep", benchmark.sweep)]
             if options.sweep:
                 parts.append(("a longer sweep, ours and plainly written", benchmark.plain_sweep))

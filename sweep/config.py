@@ -11,28 +11,74 @@ A search space is data: a dotted path, then one of
         step: {schedule.gamma: {loguniform: [0.03, 0.5]}}
 """
 
+import contextlib
 import difflib
 import io
+import json
 import math
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import Node, ScalarNode
 
-from model.config import Positive, Section, TrialConfig, override
+from model.config import Positive, Section, Seed, TrialConfig, is_no_unicode, override, shown, split_at_dots
 
-Value = bool | int | float | str
+# As YAML gives it, so that all of it can be a choice: true, a number, a text, null (None) or a list (a tuple) of these.
+Value = Any
+
+_MOST_BYTES = 100_000  # of a config: YAML's reader takes seconds for more
+_DEEPEST = 20  # of a config's nesting
+_MOST_SENTENCES, _LONGEST_SENTENCE = 20, 300
 
 
 class ConfigError(ValueError):
-    """Bad input: one sentence per mistake."""
+    """Bad input: one sentence per mistake, each on one line of bounded length, and no more of them than can be read."""
 
     def __init__(self, sentences: Sequence[str]) -> None:
-        super().__init__("\n".join(sentences))
+        self.sentences = list(sentences)
+        lines = [_line(sentence) for sentence in sentences[:_MOST_SENTENCES]]
+        if (more := len(sentences) - len(lines)) > 0:
+            lines.append(f"… and {more} more")
+        super().__init__("\n".join(lines))
+
+
+def _line(sentence: str) -> str:
+    """Without what would break the line or colour the terminal, and cut in the middle: the value stands at the end."""
+    line, half = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence), _LONGEST_SENTENCE // 2
+    return line if len(line) <= _LONGEST_SENTENCE else f"{line[:half]} … {line[3 - half :]}"
+
+
+def tupled(value: Any) -> Value:
+    """With tuples for the lists of YAML and JSON. Raises ValueError for what can be no choice."""
+    if isinstance(value, list | tuple):
+        return tuple(map(tupled, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"must be true, a number, a text, null or a list of these, got {shown(value)}")
+
+
+AnyValue = Annotated[Value, PlainValidator(tupled)]
+
+
+def plain(value: Value) -> bool | int | float | str:
+    """A value for what holds no null and no lists: the study, a table's cell, a trial's name."""
+    return json.dumps(value) if value is None or isinstance(value, tuple) else value
 
 
 class Parameter(Section):
@@ -41,31 +87,40 @@ class Parameter(Section):
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = Field(None, alias="int")
-    choice: dict[Value, dict[str, "Parameter"]] | None = None
-    grid: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
+    choice: dict[AnyValue, dict[str, "Parameter"]] | None = None
+    grid: Annotated[tuple[AnyValue, ...], Field(min_length=1)] | None = None
 
     @field_validator("choice", mode="before")
     @classmethod
     def _list_or_mapping(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: below or {} for key, below in value.items()}
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return {item: {} for item in value} if all(isinstance(v, Value) for v in value) else value
+            return {key: {} if below is None else below for key, below in value.items()}
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list of values or a mapping from values, got {shown(value)}")
+        values = [tupled(item) for item in value]
+        _check_different(values)
+        return {item: {} for item in values}
+
+    @field_validator("grid")
+    @classmethod
+    def _different(cls, value: tuple[Value, ...] | None) -> tuple[Value, ...] | None:
+        _check_different(value or ())
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("needs exactly one of uniform, loguniform, int, choice, grid")
+            names = ", ".join(_keys_of(type(self)))
+            raise ValueError(f"must be exactly one of {names}, got {' and '.join(given) or 'none'}")
         if self.choice is not None and not self.choice:
-            raise ValueError("choice is empty: give at least one value")
+            raise ValueError("must give at least one value, got an empty choice")
         if (bounds := self.bounds) is not None:
             low, high = bounds
             if low > high:
-                raise ValueError(f"[{low}, {high}] is not allowed: the low end must not exceed the high end")
+                raise ValueError(f"must not have its low end above its high end, got [{low}, {high}]")
             if self.loguniform is not None and low <= 0:
-                raise ValueError(f"[{low}, {high}] is not allowed: loguniform needs a low end above 0")
+                raise ValueError(f"must have a low end above 0 for loguniform, got [{low}, {high}]")
         return self
 
     @model_serializer
@@ -79,9 +134,9 @@ class Parameter(Section):
         return {name: list(value) for name, value in names.items() if value is not None}
 
     def __str__(self) -> str:
-        ((kind, value),) = self._dump().items()
+        (kind,) = self._dump()
         ends = " … ".join(f"{end:g}" for end in self.bounds or ())
-        return f"{kind} {ends}" if ends else " | ".join(map(str, value))
+        return f"{kind} {ends}" if ends else " | ".join(str(plain(option)) for option in self.options)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -99,6 +154,22 @@ class Parameter(Section):
         """The listed values; empty for an interval."""
         return list(self.choice or self.grid or ())
 
+    def contains(self, value: Value) -> bool:
+        if self.bounds is None:
+            return value in self.options
+        low, high = self.bounds
+        kind = int if self.integer is not None else (int, float)
+        return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+
+
+def _check_different(values: Sequence[Value]) -> None:
+    """Values that are equal (1, 1.0 and true are) would be tried as one."""
+    seen: dict[Value, Value] = {}
+    for value in values:
+        if value in seen:
+            raise ValueError(f"must be different values, got {shown(seen[value])} and {shown(value)}")
+        seen[value] = value
+
 
 Space = dict[str, Parameter]
 
@@ -109,6 +180,28 @@ def walk(space: Space, given: Mapping[str, Value] | None = None) -> Iterator[tup
         yield path, parameter, dict(given or {})
         for value, below in (parameter.choice or {}).items():
             yield from walk(below, {**(given or {}), path: value})
+
+
+def completed(space: Space, point: Mapping[str, Value]) -> dict[str, Value]:
+    """A point with the choices set that its values stand below. Raises ValueError if they are set otherwise, or if
+    several are possible and none is set."""
+    result = dict(point)
+    for attempt, path in enumerate([*point, *point]):  # a later value may decide what an earlier one stands below
+        value, places = point[path], [(p, given) for there, p, given in walk(space) if there == path]
+        if not places:
+            raise ValueError(f"search.points must have paths of search.space, got {shown(path)}")
+        fitting = [(p, given) for p, given in places if p.contains(value)]
+        if not fitting:
+            raise ValueError(f"search.points must have {path} within {places[0][0]}, got {shown(value)}")
+        possible = [given for _, given in fitting if all(result.get(key, of) == of for key, of in given.items())]
+        if len(possible) == 1:
+            result |= possible[0]
+        elif attempt >= len(point) and not any(given.items() <= result.items() for given in possible):
+            needed = " or ".join(" and ".join(f"{k}: {plain(v)}" for k, v in given.items()) for _, given in fitting)
+            parents = {key: shown(result[key]) for _, given in fitting for key in given if key in result}
+            got = ", ".join(f"{key}: {value}" for key, value in parents.items()) or "neither"
+            raise ValueError(f"search.points must have {path} together with {needed}, got {got}")
+    return result
 
 
 Scored = Literal["error_rate", "loss", "cer"]
@@ -152,9 +245,9 @@ class SearchConfig(Section):
     trials: Positive | None = None
     metric: Scored = "error_rate"
     max_concurrent: Positive | Literal["auto"] = "auto"
-    max_failures: Annotated[int, Field(ge=0)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    points: tuple[dict[str, Value], ...] = ()
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = 1
+    seed: Seed = 0
+    points: tuple[dict[str, AnyValue], ...] = ()
 
     @field_validator("early_stopping", mode="before")
     @classmethod
@@ -171,28 +264,19 @@ class SearchConfig(Section):
         for path, parameter, _ in parameters:
             other = kinds.setdefault(path, parameter)
             if other.options != parameter.options or other.model_fields_set != parameter.model_fields_set:
-                problems.append(f"search.space.{path}: a path that stands twice must have one kind of distribution")
+                problems.append(f"search.space.{path} must have one kind of distribution wherever it stands")
             if self.searcher == "grid" and parameter.bounds is not None:
-                problems.append(f"search.space.{path}: the grid searcher needs listed values (grid or choice)")
+                problems.append(f"search.space.{path} must list its values (grid or choice) for the grid searcher")
         if self.searcher == "cmaes" and (len(self.space) < 2 or any(p.options for _, p, _ in parameters)):
-            problems.append("search.searcher: 'cmaes' is not allowed: it needs two or more numbers and no choices")
+            problems.append("search.searcher must have two or more numbers and no choices to search with cmaes")
         for point in self.points:
-            problems += [
-                f"search.points: {path}: {value!r} is not allowed: "
-                + ("it is not in search.space" if path not in kinds else f"outside of {kinds[path]._dump()}")
-                for path, value in point.items()
-                if path not in kinds or not _contains(kinds[path], value)
-            ]
+            try:
+                completed(self.space, point)
+            except ValueError as error:
+                problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-def _contains(parameter: Parameter, value: Value) -> bool:
-    if parameter.bounds is None:
-        return value in parameter.options
-    low, high = parameter.bounds
-    return isinstance(value, int | float) and low <= value <= high
 
 
 class ResourcesConfig(Section):
@@ -206,7 +290,7 @@ class ResourcesConfig(Section):
     @classmethod
     def _whole_above_one(cls, value: Any) -> Any:
         if value != "auto" and value > 1 and value != int(value):
-            raise ValueError(f"{value} is not allowed: a trial gets a fraction of one GPU or a whole number of them")
+            raise ValueError(f"must be a fraction of one GPU or a whole number of them, got {value}")
         return value
 
 
@@ -255,27 +339,43 @@ class SweepConfig(TrialConfig):
     def from_yaml(cls, text: str) -> Self:
         """The config that `yaml` has written. Raises ValueError."""
         try:
-            return cls.model_validate(_yaml().load(text))
-        except YAMLError as error:
+            return cls.model_validate(_parsed(text))
+        except _NotYaml as error:
             raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check_space(self) -> Self:
-        """Each end of an interval and each listed value must give a valid trial."""
+        """Each end of an interval and each listed value must give a valid trial, and each of these another one."""
         problems: dict[str, None] = {}
         base = self._base
         for path, parameter, given in walk(self.search.space):
             if path.partition(".")[0] not in ("network", "optimizer", "schedule", "training") or path in _FIXED:
-                problems[f"search.space.{path}: is not searchable: all trials see the same images and epochs"] = None
+                problems[f"search.space.{path} is not searchable: all trials see the same images and epochs"] = None
+                continue
+            trials: dict[TrialConfig, Value] = {}
             for value in parameter.options or parameter.bounds or ():
                 try:
-                    TrialConfig.model_validate(override(base, {**given, path: value}))
+                    trial = TrialConfig.model_validate(override(base, {**given, path: value}))
                 except ValidationError as error:
                     for sentence in sentences(error, TrialConfig):
-                        about = "" if sentence.startswith(f"{path}:") else f"{path}: with {value!r}, "
+                        about = "" if sentence.startswith(f"{path} ") else f"{path} with {shown(value)}: "
                         problems[f"search.space.{about}{sentence}"] = None
+                    continue
+                if trial in trials and parameter.options:
+                    same = f"{shown(trials[trial])} and {shown(value)}"
+                    problems[f"search.space.{path} must be different values, got {same}"] = None
+                trials[trial] = value
         if problems:
             raise ValueError("\n".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _check_font(self) -> Self:
+        """Here, not in the trial's own sections, which stay cheap to import: fonts take Pillow."""
+        if not self.captcha.characters.isascii():  # all of ASCII is in the font
+            from model.captchas import check_characters
+
+            check_characters(self.captcha.characters)
         return self
 
 
@@ -287,24 +387,41 @@ def load(
     Raises ConfigError with all mistakes.
     """
     settings = settings or {}
-    tree = override(_read(path), settings)
+    tree = override(_read(path), settings, _keys)
     if trial is not None:
         space = {key: {"grid": [value]} for key, value in trial.items()}
         one = {"space": space, "searcher": "grid", "early_stopping": "none", "trials": 1, "points": []}
-        tree = {**tree, "search": {**(tree.get("search") or {}), **one}, "confirm": None}
+        searched = tree.get("search")
+        tree = {**tree, "search": {**searched, **one} if isinstance(searched, Mapping) else one, "confirm": None}
+    with blaming(path, settings, trial):
+        try:
+            return SweepConfig.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(sentences(error, SweepConfig)) from None
+
+
+def _keys(path: str) -> list[str]:
+    """A path's keys; those of the search space are dotted themselves: search, space, optimizer.lr."""
+    space, dot, searched = path.partition("search.space.")
+    return ["search", "space", searched] if dot and not space else split_at_dots(path)
+
+
+@contextlib.contextmanager
+def blaming(path: Path, settings: Mapping[str, Any], trial: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Has each sentence about a key of the config begin with the file or the option that its value came from."""
     try:
-        return SweepConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError([_with_source(s, path, settings, trial) for s in sentences(error, SweepConfig)]) from None
+        yield
+    except ConfigError as error:
+        raise ConfigError([_with_source(sentence, path, settings, trial) for sentence in error.sentences]) from None
 
 
 def _with_source(sentence: str, path: Path, settings: Mapping[str, Any], trial: Mapping[str, Any] | None) -> str:
     if trial is not None and sentence.startswith("search.space."):
         return f"--trial: {sentence.removeprefix('search.space.')}"
-    about = sentence.partition(":")[0]
-    if any(f"{key}.".startswith(f"{about}.") or about.startswith(f"{key}.") for key in settings):
-        return f"--set: {sentence}"
-    return f"{path}: {sentence}"
+    about = sentence.partition(" ")[0]
+    set_here = (f"{key}.".startswith(f"{about}.") or f"{about}.".startswith(f"{key}.") for key in settings)
+    mentioned = ("." in key and f" {key} " in sentence for key in settings)  # by a sentence about another key
+    return f"{'--set' if any(set_here) or any(mentioned) else path}: {sentence}"
 
 
 def read_trial(path: Path) -> TrialConfig:
@@ -317,38 +434,113 @@ def parse_settings(option: str, texts: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for text in texts:
         path, equals, value = (part.strip() for part in text.partition("="))
+        if is_no_unicode(text):
+            raise ConfigError([f"{option} must be text in UTF-8, got {shown(text)}"])
         if not equals or not all(path.split(".")):
-            raise ConfigError([f"{option}: {text!r} is not allowed: write PATH=VALUE, for example optimizer.lr=3e-4"])
-        *sections, key = path.split(".")
-        field = _section(SweepConfig, (*sections, key)).model_fields.get(key)
+            example = "optimizer.lr=3e-4"
+            raise ConfigError([f"{option} must be PATH=VALUE, for example {example}, got {shown(text)}"])
+        keys = _keys(path)
+        field = _section(SweepConfig, tuple(keys)).model_fields.get(keys[-1])
         if field is not None and field.annotation in (str, str | None):
             settings[path] = value  # as typed: 0123 is no number here
             continue
         try:
-            settings[path] = _yaml().load(value)
-        except YAMLError:
-            raise ConfigError([f"{option}: {path}: {value!r} is not allowed: the value is no YAML"]) from None
+            settings[path] = _parsed(value)
+        except _NotYaml as error:
+            raise ConfigError([f"{option}: {path} must be YAML, got {shown(value)}: {error.problem}"]) from None
     return settings
+
+
+def split_at_commas(text: str) -> list[str]:
+    """`a=1,b=[2,3]` → `a=1` and `b=[2,3]`: commas inside of brackets do not count."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+class _NotYaml(Exception):
+    def __init__(self, error: Exception) -> None:
+        mark = getattr(error, "problem_mark", None)
+        self.place = f" in line {mark.line + 1}" if mark else ""
+        self.problem = (str(getattr(error, "problem", None) or error).splitlines() or [""])[0]
+
+
+class _Composer(Composer):
+    """Refuses what no config needs and what makes a small file a large tree, or a tag's own reader fail."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        event = self.parser.peek_event()
+        refused = {
+            "anchors and aliases (& and *) are not taken": isinstance(event, AliasEvent) or event.anchor is not None,
+            "tags (!) are not taken": getattr(event, "tag", None) is not None,
+            "half a surrogate pair is no text": is_no_unicode(getattr(event, "value", "")),
+            f"more than {_DEEPEST} levels of nesting are not taken": self.depth == _DEEPEST,
+        }
+        for problem, applies in refused.items():
+            if applies:
+                raise ComposerError(None, None, problem, event.start_mark)
+        self.depth += 1
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Constructor(SafeConstructor):
+    """YAML 1.2's own types alone: a date is a text. So is a number that Python would not write out again, which then
+    is refused by its key."""
+
+    def construct_yaml_int(self, node: ScalarNode) -> Any:
+        return super().construct_yaml_int(node) if len(node.value) <= 1000 else node.value
+
+
+for _kind in ("timestamp", "value", "merge"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", SafeConstructor.construct_yaml_str)
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 
 
 def _yaml() -> YAML:
     """YAML 1.2 (in which 1e-4 is a number and `no` is not false), the safe loader, repeated keys refused."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.Composer, yaml.Constructor = _Composer, _Constructor
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     return yaml
 
 
+def _parsed(text: str) -> Any:
+    """Raises _NotYaml."""
+    try:
+        return _yaml().load(text)
+    except Exception as error:  # on hostile text the parser fails in ways of its own, which all mean the same
+        raise _NotYaml(error) from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = _yaml().load(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise ConfigError([f"{path}: cannot be read: it is no regular file"])
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError([f"{path}: must be at most {_MOST_BYTES:,} bytes, got more"])
+        tree = _parsed(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: this is no YAML: it is not text in UTF-8"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = str(getattr(error, "problem", None) or "it is not text in UTF-8").splitlines()[0]
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError([f"{path}: this is no YAML{place}: {problem}"]) from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None  # NUL in its name
+    except _NotYaml as error:
+        raise ConfigError([f"{path}: this is no YAML{error.place}: {error.problem}"]) from None
     if not isinstance(tree, dict):
         found = "it is empty" if tree is None else f"it holds a {type(tree).__name__}"
         keys = ", ".join(SweepConfig.model_fields)
@@ -356,44 +548,73 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-_NAMES_ITS_PATH = re.compile(rf"({'|'.join(SweepConfig.model_fields)})\.[^ ]+: ")
+_NAMES_ITS_PATH = re.compile(rf"({'|'.join(SweepConfig.model_fields)})(\.[^ ]+)? ")
+
+# What a value must be, by pydantic's type of error, whose context fills in the braces.
+_MUST = {
+    "bool_parsing": "be true or false",
+    "bool_type": "be true or false",
+    "dict_type": "be a mapping",
+    "finite_number": "be a finite number",
+    "float_parsing": "be a number",
+    "float_type": "be a number",
+    "greater_than": "be above {gt}",
+    "greater_than_equal": "be at least {ge}",
+    "int_from_float": "be a whole number",
+    "int_parsing": "be a whole number",
+    "int_parsing_size": "be a whole number",
+    "int_type": "be a whole number",
+    "less_than": "be below {lt}",
+    "less_than_equal": "be at most {le}",
+    "list_type": "be a list",
+    "literal_error": "be {expected}",
+    "model_attributes_type": "be a mapping",
+    "string_type": "be text",
+    "string_unicode": "be text in UTF-8",
+    "too_long": "hold at most {max_length}",
+    "too_short": "hold at least {min_length}",
+    "tuple_type": "be a list",
+    "union_tag_invalid": "be one of {expected_tags}",
+}
 
 
 def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """pydantic's errors as `path: value is not allowed: what is`, one for each path."""
-    found: dict[str, list[str]] = {}
-    for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        if item["type"] == "value_error" and _NAMES_ITS_PATH.match(message):
-            found.update({line: [] for line in message.splitlines()})
-            continue
-        path, context = _path(item["loc"]), item.get("ctx", {})
-        match item["type"]:
-            case "extra_forbidden":
-                path = ".".join(filter(None, (_path(item["loc"][:-1]), str(item["loc"][-1]))))
-                known = [field.alias or name for name, field in _section(model, item["loc"]).model_fields.items()]
-                close = difflib.get_close_matches(path.split(".")[-1], known, 1)
-                hint = f"did you mean {close[0]}? " if close else ""
-                message = f"unknown key; {hint}allowed here: {', '.join(known)}"
-            case "union_tag_invalid":
-                path += ".name"
-                message = f"{context['tag']!r} is not allowed: should be one of {context['expected_tags']}"
-            case "model_type":
-                keys = ", ".join(_section(model, (*item["loc"], "")).model_fields)
-                message = f"{item['input']!r:.80} is not allowed: should be a mapping with the keys {keys}"
-            case "model_attributes_type" | "dict_type":
-                message = f"{item['input']!r:.80} is not allowed: should be a mapping"
-            case "missing":
-                message = "is missing"
-            case "too_short":
-                message = f"{item['input']!r} is not allowed: needs at least {context['min_length']}"
-            case kind if kind != "value_error":
-                message = f"{item['input']!r:.80} is not allowed: {message}"
-        found.setdefault(path, []).append(message)
-    return [
-        ": ".join(filter(None, [path, " or ".join([*messages[:1], *(m.split(": ")[-1] for m in messages[1:])])]))
-        for path, messages in found.items()
-    ]
+    """pydantic's errors as `path must be at least 1, got 0`, one for each path."""
+    told: dict[str, None] = {}  # whole sentences
+    needs: dict[str, list[str]] = {}  # what a path's value must be: of a union each member says it
+    got: dict[str, Any] = {}
+    for item in error.errors(include_url=False):
+        kind, path = item["type"], _path(item["loc"])
+        context = {key: f"{of:g}" if isinstance(of, float) else of for key, of in item.get("ctx", {}).items()}
+        message = item["msg"].removeprefix("Value error, ")
+        if kind == "value_error":
+            lines = message.splitlines()
+            told.update(dict.fromkeys(lines if _NAMES_ITS_PATH.match(message) else [f"{path} {message}"]))
+        elif kind == "missing":
+            told[f"{path} is missing"] = None
+        elif kind == "extra_forbidden":
+            key = str(item["loc"][-1])
+            path = ".".join(filter(None, (_path(item["loc"][:-1]), key)))
+            known = _keys_of(_section(model, item["loc"]))
+            close = difflib.get_close_matches(key, known, 1) if len(told) < _MOST_SENTENCES else []
+            hint = f"did you mean {close[0]}? " if close else ""
+            told[f"{path} is an unknown key; {hint}allowed here: {', '.join(known)}"] = None
+        else:
+            value, need = item["input"], _MUST.get(kind, message[:1].lower() + message[1:]).format(**context)
+            if kind == "model_type":
+                need = f"be a mapping with the keys {', '.join(_keys_of(_section(model, (*item['loc'], ''))))}"
+            elif kind == "union_tag_invalid":
+                path, value = f"{path}.name", context["tag"]
+            needs.setdefault(path, []).append(need)
+            got[path] = value
+    # Where an entry of a list is wrong, the other members of a union say that there should be no list.
+    inner = {path.rpartition(".")[0] for path in needs}
+    for path, wanted in needs.items():
+        if path not in inner or not isinstance(got[path], list | tuple):
+            first, *others = dict.fromkeys(wanted)
+            must = " or ".join([first, *(other.removeprefix("be ") for other in others)])
+            told[f"{path} must {must}, got {shown(got[path])}"] = None
+    return list(told)
 
 
 _UNION_MEMBER = re.compile(r"int|float|str|bool|constrained-.*|.*[\[(].*")
@@ -422,6 +643,11 @@ def _section(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseMod
         fields = [c.model_fields[part] for c in candidates if part in c.model_fields]
         candidates = tagged or (_sections(fields[0].annotation) if fields else []) or candidates
     return candidates[0]
+
+
+def _keys_of(section: type[BaseModel]) -> list[str]:
+    """As they are written in YAML."""
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -28,7 +28,7 @@ from model.alphabet import Alphabet
 from model.files import replace_file
 from model.schedules import factor
 from sweep import study_file
-from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, walk
+from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, plain, walk
 from sweep.faults import one_line
 from sweep.formatting import formatted, percent, span
 from sweep.searcher import TrialRecord
@@ -138,7 +138,9 @@ class Page:
                 "rank": rank,
                 "name": record.name,
                 "state": record.state,
-                "values": [formatted(record.values.get(path)) for path in self.paths],
+                "values": [
+                    formatted(plain(record.values[path])) if path in record.values else "" for path in self.paths
+                ],
                 "epochs": f"{record.epochs}/{self.epochs}",
                 "error": percent(record.error_rate),
                 "interval": "" if record.error_rate is None else span(self.verdict.interval(record)),

@@ -18,7 +18,7 @@ from model.device import pick
 from sweep.config import NoStopping, SweepConfig, walk
 from sweep.formatting import formatted, percent
 from sweep.resources import Allotment, Machine
-from sweep.searcher import Search, TrialRecord, trial_count, trial_name
+from sweep.searcher import Search, TrialRecord, limit, trial_count, trial_name
 from sweep.tensorboard import comparison_link
 
 log = logging.getLogger("sweep")
@@ -68,6 +68,8 @@ class Terminal:
             self.say(f"  searched     {'  ' * len(given)}{path}: {parameter}{condition}")
         trials, epochs = trial_count(search), config.training.epochs
         self.say(f"  trials       {trials} of {epochs} epochs, {search.searcher}, {stopped}")
+        if (limited := limit(search)) is not None:
+            self.say(f"               {limited}")
         if (confirm := config.confirm) is not None:
             self.say(f"  confirmed    the best {confirm.top}, each with {confirm.seeds} fresh seeds on the test set")
         self.say(f"  at once      {allotment.at_once}, each on {allotment.cpus:g} CPU and {allotment.gpus:g} GPU")

@@ -22,7 +22,7 @@ from model.alphabet import Alphabet
 from model.files import replace_file
 from model.memory import collector_paused
 from sweep import badcases, faults, layout
-from sweep.config import ConfigError, Space, SweepConfig, load, walk
+from sweep.config import ConfigError, Space, SweepConfig, load, plain, walk
 from sweep.faults import Fault
 from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
@@ -47,7 +47,7 @@ def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list
             rank,
             record.name,
             record.state,
-            *(record.values.get(path) for path in paths),
+            *(plain(record.values[path]) if path in record.values else None for path in paths),
             *(getattr(record, key) for key in _SCORES),
             record.error,
             *(getattr(record, key) for key in confirming),

@@ -103,16 +103,22 @@ def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
     return Path(str(config.data.path)) / f"trials-per-gpu-{digest[:16]}.json"
 
 
-def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:
-    """Raises ConfigError if a trial asks for more than the machine has."""
-    wanted, most = config.resources, config.search.max_concurrent
+def check_shares(config: SweepConfig, **there: int) -> None:
+    """Raises ConfigError if a trial asks for more `cpus` or `gpus` than there are."""
+    asked = {key: getattr(config.resources, key) for key in there}
     problems = [
-        f"resources.{key}: {asked} is not allowed: this machine has {there}"
-        for key, asked, there in (("cpus", wanted.cpus, machine.cpus), ("gpus", wanted.gpus, machine.gpus))
-        if asked != "auto" and asked > there
+        f"resources.{key} must be at most {most}, which this machine has, got {asked[key]:g}"
+        for key, most in there.items()
+        if asked[key] != "auto" and asked[key] > most
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:
+    """Raises ConfigError if a trial asks for more than the machine has."""
+    check_shares(config, cpus=machine.cpus, gpus=machine.gpus)
+    wanted, most = config.resources, config.search.max_concurrent
     shared = 1 / trials_per_gpu(config, machine.gpu_name) if machine.gpus else 0.0
     gpus = wanted.gpus if wanted.gpus != "auto" else shared
     fitting = int(machine.gpus / gpus + 1e-9) if gpus else trials if most != "auto" else machine.cpus

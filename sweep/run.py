@@ -13,14 +13,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from model.config import shown, unusable_path
 from sweep import faults, interrupts, layout
-from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
+from sweep.config import ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas, walk
 from sweep.faults import Fault
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from sweep.trial import Workplace
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
+_OWN_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mdb"}  # the last is LMDB's
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 
 
@@ -98,11 +101,17 @@ def _keep_traceback() -> str:
 
 
 def _run(options: argparse.Namespace, closing: ExitStack) -> int:
-    config = _read(options)
+    for option in ("resume", "output_dir", "cache_dir"):
+        if (folder := getattr(options, option)) is not None:
+            setattr(options, option, _expanded(folder, f"--{option.replace('_', '-')}"))
+    config, origin = _read(options)
     pools = _writable(Path(str(config.data.path)), "--cache-dir")
+    _refuse_pictures(pools, "data.path" if options.cache_dir is None else "--cache-dir")
     candidates = [] if options.resume else _folders(options)
-    from sweep.resources import allot, this_machine, usable_cpus
+    from sweep.resources import allot, check_shares, this_machine, usable_cpus
 
+    with blaming(*origin):
+        check_shares(config, cpus=usable_cpus())
     cluster = None
     if not options.local and not options.dry_run:
         from sweep.ray_cluster import RayCluster
@@ -113,7 +122,8 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     from sweep.searcher import trial_count
 
     machine = this_machine()
-    allotment = allot(config, machine, trial_count(config.search), options.local)
+    with blaming(*origin):
+        allotment = allot(config, machine, trial_count(config.search), options.local)
     if options.dry_run:
         _show(config, allotment)
         return 0
@@ -268,10 +278,10 @@ def _logged(error: BaseException) -> Fault:
     return Fault.of(error)
 
 
-def _read(options: argparse.Namespace) -> SweepConfig:
-    """The config with everything resolved. Raises ConfigError."""
+def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[str, Any], dict[str, Any] | None]]:
+    """The config with everything resolved, and where it came from. Raises ConfigError."""
     settings = parse_settings("--set", options.set)
-    trial = None if options.trial is None else parse_settings("--trial", options.trial.split(","))
+    trial = None if options.trial is None else parse_settings("--trial", split_at_commas(options.trial))
     source = options.config
     if options.resume is not None:
         given = [f"--{key}" for key in ("set", "trial", "name", "dry_run") if getattr(options, key)]
@@ -283,14 +293,15 @@ def _read(options: argparse.Namespace) -> SweepConfig:
     elif options.retry_failed:
         raise ConfigError(["--retry-failed: needs --resume FOLDER"])
     if options.trials is not None:
-        if options.trials < 1:
-            raise ConfigError([f"--trials: {options.trials} is not allowed: should be greater than or equal to 1"])
+        if not 1 <= options.trials < 2**31:
+            raise ConfigError([f"--trials must be at least 1 and below {2**31}, got {options.trials}"])
         settings["search.trials"] = options.trials
     if options.cache_dir is not None:
-        settings["data.path"] = str(options.cache_dir.expanduser().absolute())
+        settings["data.path"] = str(options.cache_dir)
     config = load(source, settings, trial)
-    own = options.output_dir.absolute() / config.data.path if config.data.path else user_cache_path("crnn-sweep")
-    return load(source, {**settings, "data.path": str(own)}, trial)
+    own = options.output_dir / config.data.path if config.data.path else user_cache_path("crnn-sweep")
+    data = config.data.model_copy(update={"path": str(own)})
+    return config.model_copy(update={"data": data}), (source, settings, trial)
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:
@@ -357,6 +368,26 @@ def _not_writable(option: str, folder: Path, reason: str) -> ConfigError:
     return ConfigError([f"{option}: {str(folder)!r} is not allowed: cannot be written: {reason}"])
 
 
+def _expanded(folder: Path, option: str) -> Path:
+    """As an absolute path, with ~ replaced. Raises ConfigError if there can't be such a folder."""
+    try:
+        found = folder.expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError([f"{option} must begin with the name of a user after ~, got {shown(str(folder))}"]) from None
+    if (problem := unusable_path(str(found))) is not None:
+        raise ConfigError([f"{option} {problem}, got {shown(str(folder))}"])
+    return found
+
+
+def _refuse_pictures(folder: Path, key: str) -> None:
+    """Raises ConfigError for somebody's own images, on which no sweep would train, and among which it would write."""
+    with suppress(OSError):
+        for path in islice(chain(folder.iterdir(), folder.glob("*/*")), 10_000):
+            if path.suffix.lower() in _OWN_IMAGES:
+                found = f"{str(folder)!r}, which holds {path.name!r}"
+                raise ConfigError([f"{key} must be a cache of rendered captchas, not own images, got {found}"])
+
+
 def _writable(folder: Path, option: str) -> Path:
     """The folder as an absolute path. Raises ConfigError if it is not there and can't be made, or can't be written."""
     folder = folder.expanduser().absolute()
@@ -372,10 +403,12 @@ def _show(config: SweepConfig, allotment: "Allotment") -> None:
     """What a sweep would do."""
     from model.pools import pool_specs
     from sweep.resources import best_bytes, resume_bytes
-    from sweep.searcher import Search
+    from sweep.searcher import Search, limit
 
     search = Search(config, None)
     print(config.yaml)
+    if (limited := limit(config.search)) is not None:
+        print(f"# {limited}")
     print(f"# {search.trials} trials over")
     for path, parameter, given in walk(config.search.space):
         condition = "".join(f"  if {key} = {value}" for key, value in given.items())

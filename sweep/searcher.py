@@ -5,6 +5,9 @@ on disk after each epoch. A sampler is made anew for each trial, so it has no me
 the study with all its values at once: wherever a search is cut, the next one draws what it would have drawn.
 """
 
+import itertools
+import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -18,10 +21,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field, TypeAdapter
 
+from model.seeds import derive
 from sweep import study_file
-from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, walk
+from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, completed, plain, tupled, walk
 from sweep.early_stopping import PRUNERS
-from sweep.search_space import grid_points, suggest
+from sweep.search_space import Point, at_random, identity, size, suggest, untried
 from sweep.study_file import StudyError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -53,6 +57,9 @@ class TrialRecord:
     note: str | None = None  # what was unusual when it went on
     replicate_of: str | None = None  # the trial whose values it trains again with another seed
     test_error_rate: Share | None = None  # a replicate's, of its best epoch
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {path: tupled(value) for path, value in self.values.items()})
 
     def score(self, metric: str) -> float:
         """The value to minimise; infinite while there is none."""
@@ -91,12 +98,12 @@ SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
         multivariate=True,
         group=True,
         constant_liar=True,
-        seed=c.seed + number,
+        seed=derive(c.seed, number),
     ),
-    "random": lambda c, number: RandomSampler(seed=c.seed + number),
-    "grid": lambda c, number: RandomSampler(seed=c.seed + number),  # its points are enqueued
+    "random": lambda c, number: RandomSampler(seed=derive(c.seed, number)),
+    "grid": lambda c, number: RandomSampler(seed=derive(c.seed, number)),  # completes given points
     "qmc": lambda c, number: _NumberedQMC(c.seed, number),
-    "cmaes": lambda c, number: CmaEsSampler(seed=c.seed + number, warn_independent_sampling=False),
+    "cmaes": lambda c, number: CmaEsSampler(seed=derive(c.seed, number), warn_independent_sampling=False),
 }
 
 _FINAL_STATES: dict[State, TrialState] = {
@@ -108,11 +115,18 @@ _FINAL_STATES: dict[State, TrialState] = {
 
 
 def trial_count(config: SearchConfig) -> int:
-    wanted = config.trials or 20
-    if config.searcher != "grid":
-        return wanted
-    points = len(grid_points(config.space))
-    return min(config.trials or points, points)
+    """As many as wanted, but no more than the space has points."""
+    return int(min(_wanted(config), size(config.space)))
+
+
+def _wanted(config: SearchConfig) -> float:
+    return config.trials or (math.inf if config.searcher == "grid" else 20)
+
+
+def limit(config: SearchConfig) -> str | None:
+    """Why there are fewer trials than wanted, if the space has no more."""
+    few, wanted = trial_count(config), _wanted(config)
+    return f"the search space has {few} points: {few} trials, not {wanted:g}" if few < wanted < math.inf else None
 
 
 class Search:
@@ -164,9 +178,7 @@ class Search:
                 if not trial.state.is_finished():
                     self._again.append(trial.number)
         self.trials = max(trial_count(config.search), len(self._searched))
-        self._given = list(config.search.points)
-        if config.search.searcher == "grid":
-            self._given += grid_points(config.search.space)
+        self._given = [completed(config.search.space, point) for point in config.search.points]
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
         """Makes the failed trials of the study unfinished ones that have not trained yet."""
@@ -265,7 +277,9 @@ class Search:
     def _replicate(self, record: TrialRecord) -> FrozenTrial:
         """The trial again with a seed that none has had."""
         relatives = [*self._searched, *self.replicates(record)]
-        seed = 1 + max(int(relative.values.get("training.seed", self._seed)) for relative in relatives)
+        known = {relative.values.get("training.seed", self._seed) for relative in relatives}
+        seeds = (derive(self._seed, index) for index in itertools.count(1))
+        seed = next(seed for seed in seeds if seed not in known)
         number, values = len(self.records), {**record.values, "training.seed": seed}
         new = TrialRecord(number, trial_name(number, values), values, replicate_of=record.name)
         original = self._study.get_trials(deepcopy=False)[record.number]
@@ -277,16 +291,31 @@ class Search:
         )
 
     def _drawn(self) -> FrozenTrial:
-        """A new trial with its values and its record, drawn in a copy of the study."""
-        number, index = len(self.records), len(self._searched)
+        """A new trial with its values and its record. Of a finite space none is tried twice: where the sampler draws
+        one again, any other takes its place."""
+        searched, space = self._searched, self.config.space
+        index, tried = len(searched), {identity(record.values) for record in searched}
+        if index < len(self._given):
+            values, trial = self._suggested(index, self._given[index])
+        elif self.config.searcher == "grid":  # as many of its first points as were not given have been tried
+            values, trial = self._suggested(index, untried(space, tried, itertools.count(index - len(self._given))))
+        else:
+            values, trial = self._suggested(index, {})
+        if identity(values) in tried and size(space) < math.inf:
+            order = at_random(space, derive(self.config.seed, index, 1))
+            values, trial = self._suggested(index, untried(space, tried, order))
+        number = len(self.records)
+        trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
+        return trial.study.get_trials(deepcopy=False)[number]
+
+    def _suggested(self, index: int, fixed: Point) -> tuple[Point, optuna.Trial]:
+        """Values as the sampler draws them where none are fixed, and their trial in a copy of the study."""
         copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, index))
         copy.add_trials(self._study.get_trials(deepcopy=False))
-        if index < len(self._given):
-            copy.enqueue_trial(self._given[index])
+        if fixed:
+            copy.enqueue_trial({path: plain(value) for path, value in fixed.items()})
         trial = copy.ask()
-        values = suggest(trial, self.config.space)
-        trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
-        return copy.get_trials(deepcopy=False)[number]
+        return suggest(trial, self.config.space), trial
 
     def _added(self, trial: FrozenTrial) -> TrialRecord | None:
         self._study.add_trial(trial)
@@ -476,7 +505,9 @@ def trial_name(number: int, values: dict[str, Value]) -> str:
     for path, value in values.items():
         section, _, key = path.rpartition(".")
         label = section.rpartition(".")[2] if key == "name" else key
-        text = f"{value:.1e}" if isinstance(value, float) else str(value)
+        text = f"{value:.1e}" if isinstance(value, float) else str(plain(value))
+        if isinstance(value, tuple):
+            text = re.sub(r"[\[\]]", "", text).replace(", ", "-")
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._=+-") else "-" for c in f"{label}={text}")
         if len(name) + 1 + len(safe) > 80:
             break

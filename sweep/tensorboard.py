@@ -34,7 +34,7 @@ from torch.utils.tensorboard._pytorch_graph import graph
 from model.config import CaptchaConfig, NetworkConfig, TrialConfig
 from model.crnn import CRNN
 from model.evaluation import Scores
-from sweep.config import Space, Value, walk
+from sweep.config import Parameter, Space, Value, plain, walk
 
 METRICS = ("epoch/error_rate", "best/error_rate", "epoch/cer", "epoch/loss")  # HParams columns, in this order
 
@@ -319,13 +319,31 @@ def _columns(space: Space) -> list[HParamInfo]:
             info.type = DataType.Value("DATA_TYPE_FLOAT64")
             info.domain_interval.CopyFrom(Interval(min_value=low, max_value=high))
         else:
-            kinds = {bool: "BOOL", int: "FLOAT64", float: "FLOAT64", str: "STRING"}
-            (kind, *mixed) = {kinds[type(option)] for option in parameter.options}
-            info.type = DataType.Value(f"DATA_TYPE_{'STRING' if mixed else kind}")
+            info.type = DataType.Value(f"DATA_TYPE_{_kind(parameter)}")
             del info.domain_discrete.values[:]
             for option in parameter.options:
-                _set(info.domain_discrete.values.add(), str(option) if mixed else option)
+                _set(info.domain_discrete.values.add(), _cell(option, parameter))
     return list(columns.values())
+
+
+def hparams(space: Space, values: Mapping[str, Value]) -> dict[str, bool | int | float | str]:
+    """A trial's searched values as the columns have them: where one is a text, all are."""
+    return {
+        path: _cell(values[path], parameter)
+        for path, parameter, given in walk(space)
+        if path in values and given.items() <= values.items()
+    }
+
+
+def _kind(parameter: Parameter) -> str:
+    kinds = {bool: "BOOL", int: "FLOAT64", float: "FLOAT64", str: "STRING"}
+    (kind, *mixed) = {kinds[type(plain(option))] for option in parameter.options}
+    return "STRING" if mixed else kind
+
+
+def _cell(value: Value, parameter: Parameter) -> bool | int | float | str:
+    text = parameter.bounds is None and _kind(parameter) == "STRING"
+    return str(plain(value)) if text else plain(value)
 
 
 def _set(target: Any, value: Value) -> None:

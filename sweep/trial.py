@@ -25,10 +25,10 @@ from model.files import replace_file
 from model.running_scores import Diverged
 from model.training import Epoch, make_network, train
 from sweep import badcases, faults
-from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial, walk
+from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial
 from sweep.early_stopping import decides
 from sweep.searcher import TrialRecord
-from sweep.tensorboard import TrialWriter
+from sweep.tensorboard import TrialWriter, hparams
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ class Trial:
             if start is None:
                 writer.rewind({"": 0, "train": 0})
                 group = self.record.replicate_of or self.record.name
-                searched = {path for path, _, _ in walk(self.base.search.space)}
-                values = {path: value for path, value in self.record.values.items() if path in searched}
+                values = hparams(self.base.search.space, self.record.values)
                 writer.begin(group, values, config, resolved.yaml)
             else:
                 writer.rewind(start["positions"])

@@ -66,9 +66,11 @@ class Replay:
     def sweep(self, method: Method, seed: int) -> Outcome:
         search = Search(self._config(method, seed), None)
         seeds = [int(s) for s in np.random.default_rng(seed).permutation(self.truth.seeds)]
+        order: dict[Any, int] = {}  # of the training seeds, as they come: the search's own first
         epochs = 0
         while (record := search.ask()) is not None:
-            epochs += self._train(search, record, seeds[int(record.values.get("training.seed", 0))])
+            place = order.setdefault(record.values.get("training.seed"), len(order))
+            epochs += self._train(search, record, seeds[place])
         best = search.best
         assert best is not None
         picked = self._nearest(best)
@@ -83,7 +85,7 @@ class Replay:
             "schedule.name": {"choice": schedules},
         }
         search = {"searcher": method.searcher, "trials": method.trials, "early_stopping": method.early_stopping}
-        values = {"confirm": method.confirm, "search": {**search, "space": space, "seed": 1000 * seed}}
+        values = {"confirm": method.confirm, "search": {**search, "space": space, "seed": seed}}
         return load(CONFIG, values)
 
     def _nearest(self, record: TrialRecord) -> tuple[str, float]:

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from model.captchas import render
 from model.config import TrialConfig, override
 from model.data import Data
 from model.pools import ensure_pools, open_pool, pool_specs
+from sweep.trial import is_disk_full
 from tests.processes import TINY
 
 CONFIG = TrialConfig.model_validate(override({}, {**TINY, "data.train_images": 40, "data.valid_images": 10}))
@@ -105,6 +107,18 @@ def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own(tmp_path:
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])
     assert len({image.numpy().tobytes() for image in epochs[0]}) == 32
+
+
+def test_images_that_need_more_than_is_free_are_refused_before_any_of_it_is_taken(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    huge = TrialConfig.model_validate(
+        override(CONFIG.model_dump(), {"captcha.width": 4096, "captcha.height": 4096, "data.train_images": 10**8})
+    )
+    with pytest.raises(OSError, match="the images need") as caught:
+        ensure_pools(huge, tmp_path, workers=1)
+    assert is_disk_full(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["render.lock"]
+    assert shutil.disk_usage(tmp_path).free > free / 2
 
 
 def test_a_script_that_forgets_to_guard_its_main_part_is_told_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:

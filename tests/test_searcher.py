@@ -1,4 +1,5 @@
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sweep.config import Asha, SweepConfig, load
+from model.seeds import derive
+from sweep.config import Asha, ConfigError, SweepConfig, load
 from sweep.early_stopping import is_rung
-from sweep.search_space import grid_points
-from sweep.searcher import SAMPLERS, Search, TrialRecord, mean_test_error, trial_count, trial_name
+from sweep.report import table
+from sweep.search_space import identity, point, size
+from sweep.searcher import SAMPLERS, Search, TrialRecord, limit, mean_test_error, trial_count, trial_name
+from sweep.tensorboard import hparams
 from tests.conftest import QUICKSTART
 from tests.processes import UNCONFIRMED
 
@@ -165,13 +169,41 @@ def test_a_searcher_repeats_itself_from_its_seed_and_differs_with_another(name: 
     assert len({value["optimizer.lr"] for value in values(0)}) == 12
 
 
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "cmaes"])
+def test_neighbouring_seeds_share_no_point(name: str) -> None:
+    def rates(seed: int) -> set[float]:
+        settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 12, "search.seed": seed}
+        search = Search(load(QUICKSTART, UNCONFIRMED | settings), None)
+        return {r.values["optimizer.lr"] for r in run(search, lambda r, e: abs(r.values["optimizer.lr"] - 0.01))}
+
+    drawn = [rates(seed) for seed in range(4)]
+    assert len(set.union(*drawn)) == 48
+
+
+def test_replicates_of_neighbouring_training_seeds_share_no_seed() -> None:
+    def seeds(seed: int) -> set[int]:
+        records = run(Search(confirming(training__seed=seed), None), lucky_once)
+        return {record.values["training.seed"] for record in records if record.replicate_of}
+
+    assert [len(seeds(seed)) for seed in (0, 1)] == [3, 3]
+    assert not seeds(0) & seeds(1)
+    assert not (seeds(0) | seeds(1)) & {0, 1, 2, 3}
+
+
+def test_derived_seeds_differ_by_every_part_of_their_path() -> None:
+    paths = [(seed, *rest) for seed in range(20) for rest in ((0,), (1,), (0, 0), (0, 1), (1, 0), (2**40,))]
+    assert len({derive(*path) for path in paths}) == len(paths)
+    assert derive(3, 1) == derive(3, 1)
+
+
 def test_tpe_finds_better_rates_than_chance() -> None:
-    def mean_distance(name: str) -> float:
-        settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 40}
+    def mean_distance(name: str, seed: int) -> float:
+        settings = {"search.space": NUMBERS, "search.searcher": name, "search.trials": 40, "search.seed": seed}
         search = Search(load(QUICKSTART, {**UNCONFIRMED, **settings, "search.early_stopping": "none"}), None)
         return sum(r.score("loss") for r in run(search, lambda r, e: abs(float(r.values["optimizer.lr"]) - 0.05))[20:])
 
-    assert mean_distance("tpe") < 0.7 * mean_distance("random")
+    tpe, chance = (sum(mean_distance(name, seed) for seed in range(4)) for name in ("tpe", "random"))
+    assert tpe < 0.8 * chance
 
 
 def test_grid_runs_every_combination_once_with_the_parameters_of_each_choice() -> None:
@@ -182,10 +214,125 @@ def test_grid_runs_every_combination_once_with_the_parameters_of_each_choice() -
     grid = config(search__space=space, search__searcher="grid", search__trials=None)
     assert trial_count(grid.search) == 6
     records = run(Search(grid, None), lambda r, e: 0.5)
-    assert [record.values for record in records] == grid_points(grid.search.space)
-    assert len({str(record.values) for record in records}) == 6
+    assert [record.values for record in records] == [
+        {"optimizer.lr": rate, **rest}
+        for rate in (0.1, 0.01)
+        for rest in (
+            {"schedule.name": "constant"},
+            {"schedule.name": "step", "schedule.gamma": 0.1},
+            {"schedule.name": "step", "schedule.gamma": 0.5},
+        )
+    ]
     fewer = config(search__space=space, search__searcher="grid", search__trials=4)
     assert len(run(Search(fewer, None), lambda r, e: 0.5)) == 4
+
+
+CONDITIONAL = {
+    "network.lstm_layers": {"int": [1, 2]},
+    "schedule.name": {"choice": {"constant": None, "step": {"schedule.gamma": {"choice": [0.1, 0.5, 0.9]}}}},
+    "optimizer.gradient_clip": {"choice": {None: None, 1.0: {"training.seed": {"int": [4, 5]}}}},
+}  # 2 × (1 + 3) × (1 + 2) points
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid"])
+@pytest.mark.parametrize(
+    ("space", "count"),
+    [
+        ({"optimizer.name": {"choice": ["adam", "sgd"]}}, 2),
+        ({"optimizer.lr": {"loguniform": [0.1, 0.1]}, "network.lstm_layers": {"int": [1, 3]}}, 3),
+        (CONDITIONAL, 24),
+    ],
+    ids=["one choice", "whole numbers", "conditional"],
+)
+def test_a_finite_space_is_tried_exhaustively_without_repeats_and_then_ends(
+    name: str, space: dict[str, Any], count: int, tmp_path: Path
+) -> None:
+    if name == "grid" and "optimizer.lr" in space:
+        space = {"network.lstm_layers": {"grid": [1, 2, 3]}}
+    if name == "grid":
+        space = {p: {"grid": [1, 2]} if p == "network.lstm_layers" and count == 24 else d for p, d in space.items()}
+        if count == 24:
+            space["optimizer.gradient_clip"] = {"choice": {None: None, 1.0: {"training.seed": {"grid": [4, 5]}}}}
+    wanted = config(search__space=space, search__searcher=name, search__trials=30)
+    assert size(wanted.search.space) == trial_count(wanted.search) == count
+    assert limit(wanted.search) == f"the search space has {count} points: {count} trials, not 30"
+    first = Search(wanted, tmp_path / "study.db")
+    for _ in range(count // 2):
+        record = first.ask()
+        assert record is not None
+        first.report(record.number, result(1, 0.5, "completed"))
+    records = run(Search(wanted, tmp_path / "study.db"), lambda record, epoch: 0.5 + record.number / 1000)
+    assert len({identity(record.values) for record in records}) == len(records) == count
+    all_points = [point(wanted.search.space, index) for index in range(count)]
+    assert {identity(record.values) for record in records} == set(map(identity, all_points))
+    assert limit(config(search__space=space, search__searcher=name, search__trials=count).search) is None
+
+
+def test_a_given_point_of_a_grid_is_not_tried_again() -> None:
+    space = {"optimizer.lr": {"grid": [0.1, 0.01, 0.001]}, "optimizer.name": {"grid": ["adam", "sgd"]}}
+    points = [{"optimizer.lr": 0.01, "optimizer.name": "sgd"}, {"optimizer.lr": 0.1}]
+    grid = config(search__space=space, search__searcher="grid", search__trials=None, search__points=points)
+    records = run(Search(grid, None), lambda record, epoch: 0.5)
+    assert records[0].values == points[0]
+    assert records[1].values["optimizer.lr"] == 0.1
+    assert len({identity(record.values) for record in records}) == len(records) == 6
+
+
+def test_a_grid_of_billions_of_points_is_counted_and_begun_at_once() -> None:
+    rates = [round(0.05 * step, 2) for step in range(1, 11)]
+    ten = {
+        path: {"grid": rates}
+        for path in ("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum", "optimizer.gradient_clip")
+    }
+    ten |= {path: {"grid": rates} for path in ("network.dropout", "schedule.warmup", "training.augmentation.color")}
+    ten |= {path: {"grid": list(range(1, 11))} for path in ("training.seed", "training.augmentation.shift")}
+    grid = config(search__space=ten, search__searcher="grid", search__trials=12)
+    begin = time.monotonic()
+    records = run(Search(grid, None), lambda record, epoch: 0.5)
+    assert time.monotonic() - begin < 5
+    assert [record.values["training.augmentation.shift"] for record in records] == [*range(1, 11), 1, 2]
+    assert [record.values["training.seed"] for record in records] == [1] * 10 + [2] * 2
+    assert trial_count(config(search__space=ten, search__searcher="grid", search__trials=None).search) == 10**9
+
+
+def test_null_and_lists_are_tried_named_and_known_again(tmp_path: Path) -> None:
+    space = {
+        "optimizer.gradient_clip": {"choice": [None, 1.0]},
+        "network.channels": {"choice": [[16, 32, 48, 64, 64], [8, 8, 8, 8, 8]]},
+    }
+    points = [{"optimizer.gradient_clip": None, "network.channels": [8, 8, 8, 8, 8]}]
+    wanted = config(search__space=space, search__points=points, search__trials=4)
+    records = run(Search(wanted, tmp_path / "study.db"), lambda record, epoch: 0.5 + record.number)
+    assert records[0].name == "0000_gradient_clip=null_channels=8-8-8-8-8"
+    assert {record.values["network.channels"] for record in records} == {(16, 32, 48, 64, 64), (8, 8, 8, 8, 8)}
+    assert wanted.with_values(records[0].values).network.channels == (8, 8, 8, 8, 8)
+    assert wanted.with_values(records[0].values).optimizer.gradient_clip is None
+    assert Search(wanted, tmp_path / "study.db").records == {record.number: record for record in records}
+    columns, rows = table(records[:1], wanted.search.space)
+    assert dict(zip(columns, rows[0], strict=True))["network.channels"] == "[8, 8, 8, 8, 8]"
+    assert dict(zip(columns, rows[0], strict=True))["optimizer.gradient_clip"] == "null"
+    assert hparams(wanted.search.space, {"optimizer.gradient_clip": 1.0}) == {"optimizer.gradient_clip": "1.0"}
+
+
+def test_a_point_sets_the_only_choice_that_its_value_stands_below() -> None:
+    points = [{"schedule.gamma": 0.2}, {"schedule.peak": 0.3, "schedule.name": "onecycle"}]
+    records = run(Search(config(search__trials=2, search__points=points), None), lambda r, e: 0.5)
+    assert [record.values["schedule.name"] for record in records] == ["step", "onecycle"]
+    assert records[0].values["schedule.gamma"] == 0.2
+    shared = {"choice": {name: {"schedule.final": {"uniform": [0, high]}} for name, high in FINALS.items()}}
+    for value, name in ((0.05, None), (0.3, "cosine")):
+        more = {"search__space": {"schedule.name": shared}, "search__points": [{"schedule.final": value}]}
+        if name is None:  # both may have it
+            with pytest.raises(ConfigError, match=r"schedule\.final together with schedule\.name: linear or"):
+                config(**more)
+        else:
+            assert run(Search(config(**more, search__trials=1), None), lambda r, e: 0.5)[0].values == {
+                "schedule.name": name,
+                "schedule.final": value,
+            }
+
+
+FINALS = {"linear": 0.1, "cosine": 0.5}
 
 
 def test_given_points_come_first_and_may_be_partial() -> None:
@@ -224,7 +371,9 @@ def test_the_best_configs_are_trained_again_with_fresh_seeds_and_the_best_of_tho
     replicates = records[6:]
     names = [records[4].name, records[1].name]
     assert [record.replicate_of for record in replicates] == names * 3
-    assert [record.values["training.seed"] for record in replicates] == [1, 1, 2, 2, 3, 3]
+    seeds = [record.values["training.seed"] for record in replicates]
+    assert seeds[::2] == seeds[1::2]
+    assert len({0, *seeds}) == 4
     for record in replicates:
         (original,) = [other for other in records if other.name == record.replicate_of]
         assert record.values == {**original.values, "training.seed": record.values["training.seed"]}
