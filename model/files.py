@@ -19,3 +19,8 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line and without the file that it may name."""
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__
