@@ -21,7 +21,7 @@ with collector_paused():
     from sweep.ray_cluster import RayCluster
     from sweep.resources import Allotment
     from sweep.searcher import Search, TrialRecord
-    from sweep.trial import Trial, Workplace, keep_to_share
+    from sweep.trial import Trial, Workplace, keep_to_share, last_error
 
 # Ray starts a process for each CPU ahead of time. Tune's trials run in these only if they ask for no environment
 # variables of their own; the variables are in everyone's environment anyway (see sweep/ray_cluster.py).
@@ -104,8 +104,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
         if "owner has died" in reason:
             self._search.halt(trial.config["number"], "Ray's own processes were lost")
         else:
-            line = reason.strip().splitlines()[-1].strip()
-            self._search.fail(trial.config["number"], f"its process was lost: {line}"[:300])
+            self._search.fail(trial.config["number"], f"its process was lost: {last_error(reason)}")
 
 
 def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster) -> None:
