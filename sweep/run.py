@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     config = _read(options)
-    pools = _writable(Path(str(config.data.path)), "--cache-dir")
+    pools = _cache(config)
     candidates = [] if options.resume else _folders(options)
     from sweep.resources import allot, this_machine, usable_cpus
 
@@ -200,8 +200,31 @@ def _read(options: argparse.Namespace) -> SweepConfig:
     if options.cache_dir is not None:
         settings["data.path"] = str(options.cache_dir.expanduser().absolute())
     config = load(source, settings, trial)
-    own = options.output_dir.absolute() / config.data.path if config.data.path else user_cache_path("crnn-sweep")
+    outputs = options.output_dir.absolute()
+    own = outputs / config.data.path if config.data.path else _default_cache(outputs)
     return load(source, {**settings, "data.path": str(own)}, trial)
+
+
+def _default_cache(outputs: Path) -> Path:
+    """The user's cache, or a folder beside the sweeps for a user without a home, as in a container."""
+    try:
+        return user_cache_path("crnn-sweep")
+    except RuntimeError:
+        return outputs / ".cache"
+
+
+def _cache(config: SweepConfig) -> Path:
+    """The folder of the rendered images as an absolute path. Raises ConfigError if it can't be written, unless all
+    images are there already, as in a cache that belongs to somebody else."""
+    folder = Path(str(config.data.path)).expanduser().absolute()
+    try:
+        return _writable(folder, "--cache-dir")
+    except ConfigError:
+        from model.pools import missing_pools
+
+        if missing_pools(config, folder, test=config.confirm is not None):
+            raise
+    return folder
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:
