@@ -109,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failures.append(sentence)
         print(sentence, file=sys.stderr)
 
-    torch.set_num_threads(
-        1
-    )  # so small a network gains nothing from more, and on a busy machine they wait for each other
+    torch.set_num_threads(1)  # more gain nothing in so small a network, and wait for each other on a busy machine
     try:
         recognizer = Recognizer.from_checkpoint(options.checkpoint)
     except OSError as error:

@@ -198,7 +198,7 @@ def test_nobody_is_sure_of_nothing() -> None:
     assert reading(blank) == ("", 0.0)
 
 
-def test_a_text_that_is_certain_has_the_confidence_1_and_not_more() -> None:
+def test_a_text_that_is_certain_has_the_confidence_1() -> None:
     certain = torch.full((4, 5), -50.0)
     certain[[0, 1, 2, 3], [1, 0, 2, 0]] = 50
     text, confidence = reading(certain)
