@@ -18,6 +18,7 @@ from captcha.image import ImageCaptcha
 from PIL import Image, ImageDraw, ImageFont
 
 from model.config import CaptchaConfig, TrialConfig, shown
+from model.files import reason
 
 Split = Literal["train", "valid", "test"]
 
@@ -119,11 +120,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--count: {options.count} is not allowed: at least 1")
     try:
         config = _read_config(options.config) if options.config else TrialConfig()
-        options.out.mkdir(parents=True, exist_ok=True)
         for index in range(options.count):
             image, text = draw(config.captcha, config.data.seed, "test", index)
+            options.out.mkdir(parents=True, exist_ok=True)  # after the first was drawn, which may be too large
             image.save(options.out / f"{text}_{index}.png")
-    except (OSError, ValueError) as error:
+    except FileExistsError:
+        print(f"OUT must be a folder, got the file {options.out}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"OUT {options.out} can't be written: {reason(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        size = f"{config.captcha.width}×{config.captcha.height} × captcha.render_scale {config.captcha.render_scale}"
+        print(f"images of {size} take more memory than there is; draw smaller ones", file=sys.stderr)
+        return 2
+    except ValueError as error:  # of the config, which names its file and keys
         print(error, file=sys.stderr)
         return 2
     print(f"{options.count} images in {options.out}")

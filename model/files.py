@@ -64,3 +64,8 @@ def _try_to_lock(descriptor: int) -> bool:
     except (OSError, AttributeError):  # another holds it, or this file system or operating system has no such locks
         return False
     return True
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line and without the file that it may name."""
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__

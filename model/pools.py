@@ -9,15 +9,17 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
+import stat
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -134,28 +136,71 @@ def _checksum(file: BinaryIO) -> bytes:
 def ensure_pools(
     config: TrialConfig, folder: Path, workers: int, progress: Progress | None = None, test: bool = False
 ) -> bool:
-    """Renders what is missing, with `workers` processes; says whether anything was.
+    """Renders the pools that are missing, with `workers` processes, and says whether any was. Raises OSError.
 
-    Two sweeps that start at once render once: the second waits for the lock and finds the files.
+    A folder that has all pools is only read, so it may belong to somebody else. Two sweeps that start at once render
+    once: the second waits for the lock and finds the files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "render.lock"):
-        missing = [spec for spec in pool_specs(config, test).values() if open_pool(spec, folder, whole=True) is None]
-        if missing:
-            _render_pools(missing, folder, workers, progress or (lambda done, total: None))
-    return bool(missing)
+    rendered = False
+    # Somebody may delete the folder meanwhile: it is made again, but not for ever.
+    for attempts_left in (2, 1, 0):
+        missing = missing_pools(config, folder, test, whole=True)
+        if not missing:
+            break
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _render_lock(folder):
+                missing = [spec for spec in missing if open_pool(spec, folder, whole=True) is None]
+                if missing:
+                    _render_pools(missing, folder, workers, progress or (lambda done, total: None))
+                    rendered = True
+        except FileNotFoundError:
+            if not attempts_left:
+                raise
+    return rendered
+
+
+def missing_pools(config: TrialConfig, folder: Path, test: bool = False, whole: bool = False) -> list[PoolSpec]:
+    """The pools that a config's trials read and that can't be opened; `whole` as for `open_pool`."""
+    return [spec for spec in pool_specs(config, test).values() if open_pool(spec, folder, whole) is None]
+
+
+def _render_lock(folder: Path) -> AbstractContextManager[object]:
+    """Held while images are rendered into the folder.
+
+    Another user's lock may be out of reach: in a folder with the sticky bit, as /tmp, or made by an earlier version.
+    Then this user takes one of their own, and at worst both render the same images.
+    """
+    lock = FileLock(folder / "render.lock", mode=_shared_mode(folder))
+    try:
+        held = lock.acquire()
+    except PermissionError:
+        return FileLock(folder / f"render-{os.geteuid()}.lock").acquire()
+    _give_to_group(folder / "render.lock", folder)
+    return held
+
+
+def _shared_mode(folder: Path) -> int:
+    """Permissions of a new file: those who may write into the folder may use what others have put there."""
+    return stat.S_IMODE(folder.stat().st_mode) & 0o666
+
+
+def _give_to_group(path: Path, folder: Path) -> None:
+    with suppress(OSError):  # somebody else's file, or a group that this user is not in
+        os.chown(path, -1, folder.stat().st_gid)
 
 
 def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: Progress) -> None:
     total, done = sum(spec.count for spec in specs), 0
     progress(0, total)
     for left_by_killed in folder.glob(".*.pool.*"):
-        left_by_killed.unlink()
+        if left_by_killed.lstat().st_uid == os.geteuid():
+            left_by_killed.unlink()
     needed, free = sum(spec.file_bytes for spec in specs), shutil.disk_usage(folder).free
     if needed > free:  # the reservation would fill the disk before it fails, and everybody else's programs with it
         raise OSError(errno.ENOSPC, f"the images need {needed:,} bytes, of which {free:,} are free", str(folder))
-    # The process's own name: one that was killed may have left a process that still writes.
-    temporary = {spec: folder / f".{spec.name}.{os.getpid()}" for spec in specs}
+    # New names: a killed process may have left others that still write, and nobody can put a link there in advance.
+    temporary = {spec: folder / f".{spec.name}.{secrets.token_hex(8)}" for spec in specs}
     chunks = [
         (path, spec, start, min(start + _CHUNK, spec.count))
         for spec, path in temporary.items()
@@ -168,7 +213,7 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
     executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
         for spec, path in temporary.items():
-            with path.open("wb") as file:
+            with path.open("xb") as file:
                 file.write(spec.header())
                 file.flush()
                 _reserve(file.fileno(), spec.file_bytes)
@@ -184,7 +229,13 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
                 file.write(checksum)
                 file.flush()
                 os.fsync(file.fileno())
-            path.replace(folder / spec.name)
+            _give_to_group(path, folder)
+            path.chmod(_shared_mode(folder) & ~stat.S_IWOTH)
+            try:
+                path.replace(folder / spec.name)
+            except PermissionError:  # another user has put it there, and the folder has the sticky bit
+                if open_pool(spec, folder, whole=True) is None:
+                    raise
     except BrokenProcessPool:
         # One was killed. If that was while the next was starting, CPython 3.11 would wait for the next for ever.
         for process in multiprocessing.active_children():

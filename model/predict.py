@@ -1,13 +1,16 @@
 """`python -m model.predict CHECKPOINT IMAGE|FOLDER…` prints file, text and confidence, tab-separated."""
 
 import argparse
+import os
+import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from model import checkpoints, ctc
@@ -15,8 +18,10 @@ from model.alphabet import Alphabet
 from model.captchas import to_array
 from model.config import TrialConfig
 from model.crnn import CRNN
+from model.files import reason
+from model.image_files import SUFFIXES, read_image, to_color
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+Failed = Callable[[str], None]  # takes a sentence that names a file and what is wrong with it
 
 
 class Recognizer:
@@ -29,38 +34,68 @@ class Recognizer:
     @classmethod
     def from_checkpoint(cls, path: Path) -> Self:
         """Raises OSError or ValueError."""
-        state = checkpoints.load(path)
-        config = TrialConfig.model_validate(state["config"])
-        network = CRNN(config)
-        network.load_state_dict(state["network"])
-        return cls(config, network)
+        return cls(*checkpoints.load_network(path))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """uint8 (C, H, W), at the size and in the colours the network was trained on."""
-        captcha = self.config.captcha
-        image = image.convert("L" if captcha.color == "grey" else "RGB")
-        if image.size != (captcha.width, captcha.height):
-            image = image.resize((captcha.width, captcha.height), Image.Resampling.BOX)
+        """An image in any of Pillow's modes → uint8 (C, H, W), in the size and colours of the training images."""
+        return self._resized(to_color(image, self.config.captcha.channels))
+
+    def _resized(self, image: Image.Image) -> Tensor:
+        size = (self.config.captcha.width, self.config.captcha.height)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BOX)
         return torch.from_numpy(to_array(image).copy())
+
+    @property
+    def batch_size(self) -> int:
+        """How many images to read at once: 64, or fewer where their largest feature map takes more than 256 MB."""
+        return max(1, min(64, 2**28 // checkpoints.feature_map_bytes(self.config)))
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[tuple[str, float]]:
-        """uint8 (N, C, H, W) → the text of each and the probability of its best path, 0…1."""
+        """uint8 (N, C, H, W) → the text of each and the probability that CTC gives to this text, 0…1.
+
+        For an empty text the confidence is 0: an image without a text is none that the network was trained on.
+        """
         logits = self.network(images)  # (T, N, K)
-        confidence = logits.log_softmax(2).amax(2).sum(0).exp()
-        texts = [self.alphabet.decode(row) for row in ctc.greedy_decode(logits).tolist()]
+        decoded = ctc.greedy_decode(logits)  # (N, T)
+        confidence = (-ctc.ctc_losses(logits, decoded)).exp().clamp(max=1) * (ctc.label_lengths(decoded) > 0)
+        texts = [self.alphabet.decode(row) for row in decoded.tolist()]
         return list(zip(texts, confidence.tolist(), strict=True))
 
+    def read_files(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, str, float]]:
+        """Each image's file, text and confidence, in order. Files that can't be read are left out, and `failed` is
+        called with a sentence for each. At most `batch_size` images are in memory at once."""
+        images = self._images(files, failed)
+        while batch := list(islice(images, self.batch_size)):
+            readings = self.read(torch.stack([image for _, image in batch]))
+            for (file, _), (text, confidence) in zip(batch, readings, strict=True):
+                yield file, text, confidence
 
-def image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are given; of a folder the images in it, sorted. Raises FileNotFoundError."""
+    def _images(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, Tensor]]:
+        for file in files:
+            try:
+                image = self._resized(read_image(file, self.config.captcha.channels))
+            except (OSError, ValueError) as error:
+                failed(str(error))
+            else:
+                yield file, image
+
+
+def image_files(paths: Iterable[Path], failed: Failed) -> Iterator[Path]:
+    """Files as they are given; of a folder the images in it, sorted by name, without its subfolders."""
     for path in paths:
-        if path.is_dir():
-            yield from sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
-        elif path.exists():
-            yield path
-        else:
-            raise FileNotFoundError(f"{path}: no such image or folder")
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                yield path
+                continue
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.is_dir())
+        except (OSError, ValueError) as error:
+            failed(f"{path}: {reason(error)}")
+            continue
+        yield from files
+        if not files:
+            failed(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,22 +103,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a sweep's best.pt")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     options = parser.parse_args(arguments)
+    failures: list[str] = []
+
+    def failed(sentence: str) -> None:
+        failures.append(sentence)
+        print(sentence, file=sys.stderr)
+
+    torch.set_num_threads(1)  # more gain nothing in so small a network, and wait for each other on a busy machine
     try:
         recognizer = Recognizer.from_checkpoint(options.checkpoint)
-        files = list(image_files(options.images))
-        if not files:
-            raise FileNotFoundError(f"{options.images[0]}: no images in this folder ({', '.join(sorted(_SUFFIXES))})")
-        for file in files:
-            with Image.open(file) as image:
-                ((text, confidence),) = recognizer.read(recognizer.prepare(image)[None])
+    except OSError as error:
+        failed(f"{options.checkpoint}: {reason(error)}")
+        return 2
+    except ValueError as error:
+        failed(str(error))
+        return 2
+    files = list(image_files(options.images, failed))
+    try:
+        for file, text, confidence in recognizer.read_files(files, failed):
             print(f"{file}\t{text}\t{confidence:.4f}")
-    except UnidentifiedImageError:
-        print(f"{file}: this is no image that can be read", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough; at its end Python would write what is left, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2 if not files else 1 if failures else 0
 
 
 if __name__ == "__main__":

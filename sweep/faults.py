@@ -79,5 +79,21 @@ def _described(error: OSError) -> str:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, without line breaks and without its stack."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    said = last_error(str(error))
+    # An error from another process brings its traceback, at the end of which its type is named.
+    return said if "Traceback (most recent call last)" in str(error) else f"{type(error).__name__}: {said}"
+
+
+def last_error(text: str) -> str:
+    """The last error in a text that may hold tracebacks, in one line: the lines below the last stack, which is
+    indented. A cause stands at the end, however many processes and libraries have wrapped it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    start = len(lines)
+    while start and lines[start - 1][0].isspace():  # details of the error itself
+        start -= 1
+    while start and not lines[start - 1][0].isspace():
+        start -= 1
+    said = " ".join(" ".join(lines[start:]).split())[:300]
+    if any(word in text for word in ("(shm)", "/dev/shm", "shared memory")):
+        said += "; more shared memory (a container's --shm-size) or resources.cpus: 1 helps"
+    return said

@@ -18,6 +18,7 @@ with collector_paused():
     from ray.tune.search import Searcher
 
     from sweep.config import SweepConfig
+    from sweep.faults import last_error
     from sweep.ray_cluster import RayCluster
     from sweep.resources import Allotment
     from sweep.searcher import Search, TrialRecord
@@ -104,8 +105,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
         if "owner has died" in reason:
             self._search.halt(trial.config["number"], "Ray's own processes were lost")
         else:
-            line = reason.strip().splitlines()[-1].strip()
-            self._search.fail(trial.config["number"], f"its process was lost: {line}"[:300])
+            self._search.fail(trial.config["number"], f"its process was lost: {last_error(reason)}")
 
 
 def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster) -> None:

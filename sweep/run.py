@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
         if (folder := getattr(options, option)) is not None:
             setattr(options, option, _expanded(folder, f"--{option.replace('_', '-')}"))
     config, origin = _read(options)
-    pools = _writable(Path(str(config.data.path)), "--cache-dir")
+    pools = _cache(config)
     _refuse_pictures(pools, "data.path" if options.cache_dir is None else "--cache-dir")
     candidates = [] if options.resume else _folders(options)
     from sweep.resources import allot, check_shares, this_machine, usable_cpus
@@ -299,9 +299,31 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
     if options.cache_dir is not None:
         settings["data.path"] = str(options.cache_dir)
     config = load(source, settings, trial)
-    own = options.output_dir / config.data.path if config.data.path else user_cache_path("crnn-sweep")
+    own = options.output_dir / config.data.path if config.data.path else _default_cache(options.output_dir)
     data = config.data.model_copy(update={"path": str(own)})
     return config.model_copy(update={"data": data}), (source, settings, trial)
+
+
+def _default_cache(outputs: Path) -> Path:
+    """The user's cache, or a folder beside the sweeps for a user without a home, as in a container."""
+    try:
+        return user_cache_path("crnn-sweep")
+    except RuntimeError:
+        return outputs / ".cache"
+
+
+def _cache(config: SweepConfig) -> Path:
+    """The folder of the rendered images as an absolute path. Raises ConfigError if it can't be written, unless all
+    images are there already, as in a cache that belongs to somebody else."""
+    folder = Path(str(config.data.path)).expanduser().absolute()
+    try:
+        return _writable(folder, "--cache-dir")
+    except ConfigError:
+        from model.pools import missing_pools
+
+        if missing_pools(config, folder, test=config.confirm is not None):
+            raise
+    return folder
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:

@@ -1,8 +1,10 @@
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from model.captchas import main, render
@@ -53,6 +55,34 @@ def test_command_writes_images_named_by_text_and_index(tmp_path: Path) -> None:
     assert all(len(file.stem.rpartition("_")[0]) == 4 and file.stem[0].isdigit() for file in files)
     with Image.open(files[0]) as image:
         assert image.size == (96, 32)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "n" * 300])
+def test_command_refuses_a_place_that_is_no_folder_in_a_sentence(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert main([str(tmp_path / out), "--count", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("OUT ")
+    assert str(tmp_path / out) in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_command_refuses_images_for_which_there_is_no_memory_in_a_sentence(tmp_path: Path) -> None:
+    large = "captcha: {width: 4096, height: 4096, render_scale: 8}\nsearch: {space: {optimizer.lr: {grid: [1]}}}\n"
+    (tmp_path / "large.yaml").write_text(large)
+    command = [sys.executable, "-m", "model.captchas", "out", "--config", "large.yaml"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))  # noqa: E731
+    result = subprocess.run(
+        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "render_scale" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_refuses_a_broken_config_in_a_sentence(tmp_path: Path, capsys: object) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event
 from model.pools import ensure_pools
 from sweep import in_process
 from sweep.config import load
+from sweep.faults import last_error, one_line
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import scalars
 from sweep.trial import Trial, Workplace
@@ -108,3 +109,49 @@ def test_early_stopping_compares_the_averaged_weights_loss_at_rungs_and_nothing_
     other.close()
     assert result["rung_score"] == pytest.approx(scalars(trial.workplace.logs("0001"))["epoch/loss"][0][1])
     assert result["rung_score"] != results[0]["rung_score"]
+
+
+class Failing(torch.utils.data.Dataset[int]):
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def __getitem__(self, index: int) -> int:
+        raise RuntimeError(self.message)
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("the cause", "RuntimeError: the cause"),
+        ("the cause\nin two lines", "RuntimeError: the cause in two lines"),
+        ("Error(s) in loading:\n\tfc.bias is missing", "RuntimeError: Error(s) in loading: fc.bias is missing"),
+        (
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)",
+            "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+            "; more shared memory (a container's --shm-size) or resources.cpus: 1 helps",
+        ),
+    ],
+)
+def test_an_error_in_another_process_is_told_by_its_cause(message: str, line: str) -> None:
+    loader = torch.utils.data.DataLoader(Failing(message), num_workers=1)
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process 0") as wrapped:
+        next(iter(loader))
+    assert one_line(wrapped.value) == line
+
+
+def test_an_error_of_the_trial_itself_is_told_whole() -> None:
+    assert one_line(ValueError("first\n  second")) == "ValueError: first second"
+    assert one_line(KeyError()) == "KeyError: "
+    assert len(one_line(ValueError("x" * 1000))) < 320
+
+
+def test_a_lost_process_is_told_by_the_last_lines_of_rays_report() -> None:
+    report = (
+        "The actor died unexpectedly.\n\tclass_name: RayTrial\n\tpid: 7\nThe actor is dead because it was killed.\n"
+    )
+    assert last_error(report) == "The actor is dead because it was killed."
+    bus = "DataLoader worker (pid 7) is killed by signal: Bus error. Please try to raise your shared memory limit."
+    assert last_error(bus).endswith("resources.cpus: 1 helps")
