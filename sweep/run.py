@@ -54,6 +54,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    if sys.platform == "win32":
+        print("crnn-sweep does not run on Windows; it runs on Linux, also in WSL", file=sys.stderr)
+        return 2
     interrupts.listen()
     logging.raiseExceptions = False  # a full disk is told once, in a sentence
     closing = ExitStack()
@@ -156,6 +159,12 @@ def _search(
     terminal.search_begins(search)
     for record in search.finished:
         reporter.ended(record)
+
+    def finish() -> None:
+        terminal.stop()
+        search.interrupt()
+        terminal.summary(search, *reporter.finish(search))
+
     if nothing_left := search.exhausted:
         terminal.say("nothing is left to do", at=0)
     try:
@@ -166,7 +175,15 @@ def _search(
         elif not nothing_left:
             from sweep import on_ray
 
-            on_ray.run(search, config, workplace, allotment, cluster)
+            def give_up(why: str) -> None:
+                try:
+                    search.halted = why
+                    finish()
+                    sys.stdout.flush()
+                finally:
+                    os._exit(130)
+
+            on_ray.run(search, config, workplace, allotment, cluster, give_up)
     except KeyboardInterrupt:
         pass  # what is known is on disk; the report says what is missing
     except Exception as error:
@@ -175,9 +192,7 @@ def _search(
         search.halted = "no space is left on the disk"
     if cluster is not None:
         cluster.stop()  # meanwhile the report is written
-    terminal.stop()
-    search.interrupt()
-    terminal.summary(search, *reporter.finish(search))
+    finish()
     return 0 if nothing_left else search.exit_code
 
 
