@@ -26,7 +26,7 @@ def interrupt(number: int, frame: object) -> None:
 
 def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
     """Python drops what is raised in a finaliser or a weak reference's callback: Ctrl-C comes again a moment later."""
-    if unraisable.exc_type is KeyboardInterrupt:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)

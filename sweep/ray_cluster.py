@@ -51,13 +51,17 @@ _SESSION = re.compile("[0-9a-f]{8}")
 _LONGEST_FOLDER = 107 - 64  # Ray's sockets lie 64 characters below, and a socket's path has at most 107
 
 
-class RayLost(Exception):
-    """Ray did not start, or lost a process that it can't do without. The text is a sentence for the terminal."""
+class RayLost(KeyboardInterrupt):
+    """Ray did not start, or lost a process that it can't do without. The text is a sentence for the terminal.
+
+    Like Ctrl-C it may be raised anywhere in the main thread, and what catches all exceptions must let it through.
+    """
 
 
 class RayCluster:
-    """Starts Ray in a thread; `wait()` returns when it is up. One thread starts Ray, watches and stops it, for the
-    kernel ends Ray's processes with the thread that started them. Raises ConfigError where Ray can't run."""
+    """Starts Ray in a thread; `wait()` returns when it is up. One thread starts and stops Ray, for the kernel ends
+    Ray's processes with the thread that started them. Another watches them, and raises RayLost in the main thread if
+    they end before `wait()` or while `watched()`. Raises ConfigError where Ray can't run."""
 
     def __init__(self, cpus: int) -> None:
         _require_loopback()
@@ -67,7 +71,7 @@ class RayCluster:
         self._over = threading.Event()
         self._lost: str | None = None
         self._muted = False
-        self._watched, self._giving_up = False, threading.Lock()
+        self._starting, self._watched, self._giving_up = True, False, threading.Lock()
         self._closing = ExitStack()
         self._folder = self._closing.enter_context(_session_folder())
         self._terminated = self._closing.enter_context(_signals_taken_by_a_thread())
@@ -76,9 +80,11 @@ class RayCluster:
             signal.signal(signal.SIGUSR2, self._interrupt)
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="ray's processes", daemon=True).start()
 
     def wait(self) -> None:
         """Raises RayLost if Ray does not start."""
+        self._starting = False
         while not wait([self._up], timeout=0.1).done:
             self._raise_if_lost()
         if (error := self._up.exception()) is not None:
@@ -143,11 +149,13 @@ class RayCluster:
                 os.dup2(nowhere.fileno(), 2)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if self._watched:
-            raise KeyboardInterrupt
+        if self._starting or self._watched:
+            self._starting = False
+            self._raise_if_lost()
 
     def stop(self) -> None:
         """Starts shutting Ray down and returns; `close()` waits until it is down."""
+        self._starting = False
         if not self._over.is_set():
             self._lost = self.lost
             if self._lost is None:
@@ -181,14 +189,17 @@ class RayCluster:
             self._up.set_result(None)
         except BaseException as error:
             self._up.set_exception(error)
-        while not self._over.wait(0.1):
-            if self._watched and (lost := self.lost) is not None:
-                self._interrupt_caller(lost)
+        self._over.wait()
         if self.lost is None:
             ray.shutdown()
 
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            if (self._starting or self._watched) and (lost := self.lost) is not None:
+                self._interrupt_caller(lost)
+
     def _interrupt_caller(self, lost: str) -> None:
-        """Repeats the signal, because what its handler raises may fall into code that catches all exceptions."""
+        """Repeats the signal, because what its handler raises may fall into code that drops it."""
         self._mute()
         for _ in range(3):
             if self._in_main_thread:

@@ -122,8 +122,8 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
             closing.callback(board.close)
             terminal.serves(board.address)
         status = _search(config, workplace, allotment, terminal, cluster)
-    except KeyboardInterrupt:
-        terminal.cut("by you")
+    except KeyboardInterrupt as error:
+        terminal.cut(str(error) or "by you")  # RayLost has a text
         return 130
     except BrokenProcessPool:
         terminal.cut("a process that rendered images was killed")

@@ -1,11 +1,12 @@
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,9 @@ os._exit(0)
 """
 
 
+LONG = {"training__epochs": 120, "search__trials": 2, "search__early_stopping": "none"}
+
+
 @pytest.mark.slow
 def test_a_ray_that_does_not_end_does_not_keep_the_sweep_from_ending() -> None:
     command = [sys.executable, "-c", STUCK]
@@ -38,12 +42,13 @@ def test_a_ray_that_does_not_end_does_not_keep_the_sweep_from_ending() -> None:
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder for temporary files, with a name that is short enough for Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 def test_only_what_this_program_made_is_removed_from_the_temporary_folder(temporary: Path) -> None:
@@ -91,14 +96,14 @@ def test_a_temporary_folder_that_others_can_enter_or_that_is_none_is_refused(
 
 @pytest.mark.slow
 def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Path, tmp_path: Path) -> None:
-    sweep = start("r", training__epochs=2000, search__early_stopping="none")
+    sweep = start("r", **LONG)
     wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
     parent = temporary / f"crnn-sweep-{os.geteuid()}"
     assert stat.S_IMODE(parent.stat().st_mode) == 0o700
     assert list(parent.glob("*/ray/session_*/sockets/raylet"))
     sweep.kill()
     assert [folder.name for folder in parent.iterdir()] != []
-    code, printed = resume(tmp_path / "r", "--trials", "5", "--quiet")
+    code, printed = resume(tmp_path / "r", "--quiet")
     assert code == 0, printed
     assert not parent.exists()
 
@@ -138,9 +143,6 @@ def test_on_windows_a_sentence_says_where_it_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "crnn-sweep does not run on Windows; it runs on Linux, also in WSL\n"
-
-
-LONG = {"training__epochs": 120, "search__trials": 2, "search__early_stopping": "none"}
 
 
 def own(sweep: Sweep, name: str) -> list[psutil.Process]:
