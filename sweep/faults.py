@@ -35,7 +35,7 @@ class Fault:
     @classmethod
     def of(cls, error: BaseException) -> "Fault":
         if isinstance(error, KeyboardInterrupt):
-            return BY_YOU
+            return cls(str(error) or BY_YOU.sentence, INTERRUPTED)  # RayLost has a text
         outside = surroundings(error)
         if outside is not None:
             return cls(outside, INTERRUPTED)

@@ -4,8 +4,7 @@ Ray starts, places and restarts processes. What to try, when to stop and what is
 that is started again finds its own checkpoint.
 """
 
-import os
-import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,8 @@ with collector_paused():
 
     from sweep.config import SweepConfig
     from sweep.faults import last_error
-    from sweep.ray_cluster import RayCluster
+    from sweep.interrupts import handlers_restored, held_back
+    from sweep.ray_cluster import RayCluster, RayLost
     from sweep.resources import Allotment
     from sweep.searcher import Search, TrialRecord
     from sweep.trial import Trial, Workplace, keep_to_share
@@ -63,7 +63,7 @@ class _HasSearch:
     _search: Search
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_search"}
+        return {key: value for key, value in vars(self).items() if key not in ("_search", "_cluster")}
 
 
 class _Suggestions(_HasSearch, Searcher):
@@ -74,7 +74,8 @@ class _Suggestions(_HasSearch, Searcher):
         self._search = search
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        record = self._search.ask()
+        with held_back():
+            record = self._search.ask()
         if record is not None:
             return asdict(record)
         return str(Searcher.FINISHED) if self._search.exhausted else None
@@ -92,34 +93,53 @@ class _Suggestions(_HasSearch, Searcher):
 class _Decisions(_HasSearch, FIFOScheduler):
     """Hands each epoch's result to the search, and its decision to Ray."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, cluster: RayCluster) -> None:
         super().__init__()
-        self._search = search
+        self._search, self._cluster = search, cluster
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        go_on = self._search.report(trial.config["number"], result)
+        with held_back():
+            go_on = self._search.report(trial.config["number"], result)
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if self._cluster.ending:
+            return  # the trial stays live in the search, which is about to end
         reason = str(trial.get_error() or "no reason was given")
-        if "owner has died" in reason:
-            self._search.halt(trial.config["number"], "Ray's own processes were lost")
-        else:
+        with held_back():
             self._search.fail(trial.config["number"], f"its process was lost: {last_error(reason)}")
 
 
-def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster) -> None:
-    """Returns when all trials are final, or early after Ctrl-C or SIGTERM, with trials still live in `search`."""
-    cluster.wait()
+def run(
+    search: Search,
+    config: SweepConfig,
+    workplace: Workplace,
+    allotment: Allotment,
+    cluster: RayCluster,
+    give_up: Callable[[str], None],
+) -> None:
+    """Returns when all trials are final, or early after Ctrl-C or SIGTERM or without Ray, with trials still live in
+    `search`. If it can't return without Ray, a thread calls `give_up` with the reason."""
+    try:
+        cluster.wait()
+        with cluster.watched(give_up), handlers_restored():
+            _tuner(search, config, workplace, allotment, cluster).fit()
+    except RayLost as error:
+        search.halted = str(error)
+
+
+def _tuner(
+    search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster
+) -> tune.Tuner:
     trainable = tune.with_resources(
         tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
         {"cpu": allotment.cpus, "gpu": allotment.gpus},
     )
-    tuner = tune.Tuner(
+    return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(search),
-            scheduler=_Decisions(search),
+            scheduler=_Decisions(search, cluster),
             num_samples=search.most * (config.search.max_failures + 1),
             max_concurrent_trials=allotment.at_once,
             reuse_actors=True,
@@ -134,12 +154,6 @@ def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Al
             verbose=0,
         ),
     )
-    # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
-    try:
-        tuner.fit()
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _name(trial: Any) -> str:

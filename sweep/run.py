@@ -65,6 +65,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    if sys.platform == "win32":
+        print("crnn-sweep does not run on Windows; it runs on Linux, also in WSL", file=sys.stderr)
+        return 2
     interrupts.listen()
     logging.raiseExceptions = False  # a full disk is told once, in a sentence
     closing = ExitStack()
@@ -73,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "\ninterrupted", file=sys.stderr)  # RayLost has a text
         return faults.INTERRUPTED
     except BaseException as error:
         # There is no sweep yet: what comes later ends in `_Sweep.run`.
@@ -245,7 +248,15 @@ class _Sweep:
         else:
             from sweep import on_ray
 
-            on_ray.run(search, config, self.workplace, self.allotment, self.cluster)
+            on_ray.run(search, config, self.workplace, self.allotment, self.cluster, self._give_up)
+
+    def _give_up(self, why: str) -> None:
+        """Ends the process from a thread, for the main thread waits in Ray's C++ for a Ray that is lost."""
+        try:
+            self._end(Fault(why, faults.INTERRUPTED))
+            sys.stdout.flush()
+        finally:
+            os._exit(faults.INTERRUPTED)
 
     def _end(self, fault: Fault | None) -> int:
         """Reports what there is. The exit code tells first what cut the sweep, then what the report lacks."""

@@ -1,7 +1,22 @@
+import os
+import shutil
+import signal
+import stat
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
+
+from sweep import ray_cluster
+from sweep.run import main
+from tests.processes import Start, Sweep, resume, wait_for
+from tests.results import assert_curves_without_scars, leaderboard
 
 STUCK = """
 import os, threading
@@ -16,8 +31,218 @@ os._exit(0)
 """
 
 
+LONG = {"training__epochs": 120, "search__trials": 2, "search__early_stopping": "none"}
+
+
 @pytest.mark.slow
 def test_a_ray_that_does_not_end_does_not_keep_the_sweep_from_ending() -> None:
     command = [sys.executable, "-c", STUCK]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
     assert done.stdout == "closed\n"
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder for temporary files, with a name that is short enough for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_only_what_this_program_made_is_removed_from_the_temporary_folder(temporary: Path) -> None:
+    parent = temporary / f"crnn-sweep-{os.geteuid()}"
+    parent.mkdir(mode=0o700)
+    precious = [temporary / "crnn-sweep-main", temporary / "crnn-sweep-0123abcd", parent / "runs", parent / "0123abcd2"]
+    for folder in precious:
+        (folder / "runs").mkdir(parents=True)
+        (folder / "runs" / "best.pt").write_text("precious")
+    (temporary / "crnn-sweep-0123abcd.lock").touch()
+    (parent / "01234567").symlink_to(precious[0])
+    left_by_killed = parent / "deadbeef"
+    (left_by_killed / "ray" / "session").mkdir(parents=True)
+    with ray_cluster._session_folder() as first, ray_cluster._session_folder() as second:
+        assert Path(first).parent.is_dir()
+        assert Path(second).parent.is_dir()
+        assert not left_by_killed.exists()
+    assert not Path(first).parent.exists()
+    assert [(folder / "runs" / "best.pt").read_text() for folder in precious] == ["precious"] * 4
+    assert (parent / "01234567").is_symlink()
+
+
+def test_a_sweep_leaves_nothing_in_the_temporary_folder(temporary: Path) -> None:
+    with ray_cluster._session_folder() as folder:
+        Path(folder, "session").mkdir(parents=True)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "made", [lambda path: path.mkdir(mode=0o755), lambda path: path.symlink_to("/tmp"), Path.touch]
+)
+def test_a_temporary_folder_that_others_can_enter_or_that_is_none_is_refused(
+    temporary: Path, made: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = temporary / f"crnn-sweep-{os.geteuid()}"
+    made(parent)
+    before = parent.lstat()
+    assert main(["--output-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"TMPDIR: no folder for Ray in '{parent}': ")
+    assert message.count("\n") == 1
+    assert parent.lstat().st_mtime == before.st_mtime
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Path, tmp_path: Path) -> None:
+    sweep = start("r", **LONG)
+    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    parent = temporary / f"crnn-sweep-{os.geteuid()}"
+    assert stat.S_IMODE(parent.stat().st_mode) == 0o700
+    assert list(parent.glob("*/ray/session_*/sockets/raylet"))
+    sweep.kill()
+    assert [folder.name for folder in parent.iterdir()] != []
+    code, printed = resume(tmp_path / "r", "--quiet")
+    assert code == 0, printed
+    assert not parent.exists()
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_an_empty_token_counts_as_none(given: str) -> None:
+    code = "import os, sweep.ray_cluster; print(len(os.environ['RAY_AUTH_TOKEN']))"
+    environment = {**os.environ, "RAY_AUTH_TOKEN": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "64\n"
+
+
+@pytest.mark.namespaces
+def test_without_loopback_a_sentence_names_local(tmp_path: Path) -> None:
+    command = ["unshare", "--net", "--map-root-user", sys.executable, "-m", "sweep.run", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "127.0.0.1: Network is unreachable" in done.stderr
+    assert "--local" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+ON_WINDOWS = """
+import signal, sys
+
+del signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP  # Windows has none of these
+sys.modules["fcntl"] = None
+import sweep.run
+
+sys.platform = "win32"
+sys.exit(sweep.run.main([]))
+"""
+
+
+def test_on_windows_a_sentence_says_where_it_runs(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "crnn-sweep does not run on Windows; it runs on Linux, also in WSL\n"
+
+
+def own(sweep: Sweep, name: str) -> list[psutil.Process]:
+    """Ray's own processes of that name."""
+    return [process for process in sweep.family() if process.name() == name]
+
+
+def kill_raylet(sweep: Sweep) -> None:
+    (process,) = own(sweep, "raylet")
+    process.kill()
+
+
+def kill_server(sweep: Sweep) -> None:
+    (process,) = own(sweep, "gcs_server")
+    process.kill()
+
+
+def terminate_group(sweep: Sweep) -> None:
+    """As `timeout` and a closing session do."""
+    os.killpg(sweep.process.pid, signal.SIGTERM)
+
+
+def terminate_all(sweep: Sweep) -> None:
+    """As systemd and Slurm do, who know all processes of a job."""
+    for process in [*sweep.family(), psutil.Process(sweep.process.pid)]:
+        process.terminate()
+
+
+def assert_interrupted(sweep: Sweep, family: list[psutil.Process]) -> str:
+    """With the command that goes on, soon, nothing of Ray's on the terminal, and no process left."""
+    code, printed = sweep.wait(30)
+    assert code == 130, printed
+    assert "to go on: python -m sweep.run --resume" in printed
+    assert not [word for word in ("Traceback", "raylet)", "core_worker", "rpc_client", "***") if word in printed], (
+        printed
+    )
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    return printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [kill_raylet, kill_server, terminate_group, terminate_all])
+def test_a_sweep_that_loses_ray_or_is_told_to_end_writes_its_report_and_goes_on(
+    start: Start, tmp_path: Path, end: Callable[[Sweep], None]
+) -> None:
+    root = tmp_path / "r"
+    sweep = start("r", search__max_failures=0, **LONG)
+    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    family = sweep.family()
+    end(sweep)
+    assert_interrupted(sweep, family)
+    assert {row["state"] for row in leaderboard(root)} == {"interrupted"}
+    assert (root / "report.html").exists()
+    code, printed = resume(root, "--quiet")
+    assert code == 0, printed
+    assert {row["state"] for row in leaderboard(root)} == {"completed"}
+    assert_curves_without_scars(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 0.3, 1, 2])
+@pytest.mark.parametrize("end", [kill_raylet, kill_server, terminate_group, terminate_all])
+def test_a_sweep_that_loses_ray_or_is_told_to_end_while_ray_starts_says_how_to_go_on(
+    start: Start, tmp_path: Path, end: Callable[[Sweep], None], seconds: float
+) -> None:
+    sweep = start("r", **LONG)
+    wait_for(lambda: own(sweep, "raylet") and (tmp_path / "r" / "sweep.yaml").exists())
+    time.sleep(seconds)
+    family = sweep.family()
+    end(sweep)
+    assert_interrupted(sweep, family)
+
+
+@pytest.mark.slow
+def test_a_trial_that_loses_its_process_twice_in_a_moment_is_failed_and_the_others_complete(
+    start: Start, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    sweep = start("r", "--verbose", training__epochs=20, search__trials=3, search__early_stopping="none")
+    wait_for(lambda: list(root.glob("trials/0000*/epoch_0001.pt")))
+    killed: set[psutil.Process] = set()
+
+    def kill_who_trains_it() -> bool:
+        for process in sweep.workers():
+            with suppress(psutil.NoSuchProcess):
+                if any(Path(file.path).name.startswith("0000_") for file in process.open_files()):
+                    process.kill()
+                    killed.add(process)
+        return sweep.process.poll() is not None or len(killed) == 2
+
+    wait_for(kill_who_trains_it)
+    code, printed = sweep.wait()
+    assert code == 1, printed
+    assert printed.count("its process was lost") == 2
+    assert sorted(row["state"] for row in leaderboard(root)) == ["completed", "completed", "failed"]
+
+
+@pytest.mark.slow
+def test_a_machine_whose_memory_others_fill_costs_no_trial(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")  # Ray would take this machine for full
+    code, printed = start("r", training__epochs=2, search__trials=2).wait()
+    assert code == 0, printed
+    assert "lost" not in printed

@@ -1,4 +1,6 @@
+import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import torch
 
 from sweep.config import SweepConfig, load
 from sweep.progress import Terminal
-from sweep.resources import Machine, allot, mps_runs, recommend, trials_per_gpu
+from sweep.resources import Machine, allot, mps_runs, recommend, trials_per_gpu, usable_cpus
 from sweep.run import QUICKSTART
 
 MACHINE = Machine(cpus=16, gpus=2, gpu_name="a card")
@@ -61,3 +63,97 @@ def test_mps_runs_while_its_daemon_lives(tmp_path: Path, monkeypatch: pytest.Mon
     assert not mps_runs()
     file.write_text("no number")
     assert not mps_runs()
+
+
+V1 = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+V2 = "41 31 0:38 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+V2_PART = V2.replace(" / ", " /pod/x ")
+
+
+def system(folder: Path, mount: str, membership: str, limits: dict[str, str]) -> Path:
+    """A system's files: one mount, this process's cgroup, and the limits below the mount point."""
+    mounts = "23 1 0:21 / / rw - ext4 /dev/root rw\n22 23 0:20 / /proc rw - proc proc rw\n" + mount + "\n"
+    files = {"proc/self/mountinfo": mounts, "proc/self/cgroup": membership + "\n"}
+    for path, content in (files | {mount.split()[4][1:] + "/" + path: limit for path, limit in limits.items()}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    return folder
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 64 cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(
+    ("mount", "membership", "limits", "cpus"),
+    [
+        pytest.param(V2, "0::/a/b", {"a/cpu.max": "max 100000\n", "a/b/cpu.max": "max 1"}, 64, id="none"),
+        pytest.param(V2, "0::/", {"cpu.max": "400000 100000\n"}, 4, id="container"),
+        pytest.param(V2, "0::/a/b", {"a/b/cpu.max": "150000 100000"}, 2, id="rounded-up"),
+        pytest.param(V2, "0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 1"}, 3, id="above"),
+        pytest.param(V2, "0::/a", {"other/cpu.max": "100000 100000"}, 64, id="another's"),
+        pytest.param(V2_PART, "0::/pod/x/y", {"y/cpu.max": "50000 100000"}, 1, id="mounted-in-part"),
+        pytest.param(
+            V1, "4:memory:/m\n3:cpu,cpuacct:/docker/x\n0::/",
+            {"cpu.cfs_quota_us": "500000", "cpu.cfs_period_us": "100000"}, 5, id="version-1-container",
+        ),
+        pytest.param(
+            V1, "3:cpu,cpuacct:/a", {"a/cpu.cfs_quota_us": "-1", "a/cpu.cfs_period_us": "100000"}, 64,
+            id="version-1-none",
+        ),
+        pytest.param(V2, "0::/", {"cpu.max": "nonsense"}, 64, id="nonsense"),
+    ],
+)  # fmt: skip
+def test_the_quota_of_a_containers_cgroup_limits_the_cpus(
+    tmp_path: Path, mount: str, membership: str, limits: dict[str, str], cpus: int
+) -> None:
+    assert usable_cpus(system(tmp_path, mount, membership, limits), {}) == cpus
+
+
+@pytest.mark.usefixtures("many")
+def test_the_least_of_affinity_quota_and_what_slurm_allots_counts(tmp_path: Path) -> None:
+    quota = system(tmp_path, V2, "0::/", {"cpu.max": "800000 100000"})
+    assert usable_cpus(quota, {"SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "12"}) == 6
+    assert usable_cpus(quota, {"SLURM_CPUS_ON_NODE": "12"}) == 8
+    assert usable_cpus(quota, {"SLURM_CPUS_PER_TASK": "many", "SLURM_CPUS_ON_NODE": ""}) == 8
+    assert usable_cpus(tmp_path / "not Linux", {"SLURM_CPUS_ON_NODE": "128"}) == 64
+
+
+def test_a_dry_run_plans_for_what_slurm_allots(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweep.run", "--dry-run", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, "SLURM_CPUS_PER_TASK": "1"}, capture_output=True, text=True, check=True
+    )
+    assert "two for each of 1 trials at once" in done.stdout
+
+
+IN_A_CGROUP = """
+import os
+from pathlib import Path
+from sweep.resources import usable_cpus
+
+cgroup = Path("/sys/fs/cgroup/cpu") if Path("/sys/fs/cgroup/cpu").exists() else Path("/sys/fs/cgroup")
+outer = cgroup / f"crnn-sweep-test-{os.getpid()}"
+inner, home = outer / "inner", outer.parent / "cgroup.procs"
+inner.mkdir(parents=True)
+try:
+    if (outer / "cpu.max").exists():
+        (outer / "cpu.max").write_text("100000 100000")
+    else:
+        (outer / "cpu.cfs_quota_us").write_text("100000")
+    (inner / "cgroup.procs").write_text(str(os.getpid()))
+    print(usable_cpus())
+finally:
+    home.write_text(str(os.getpid()))
+    inner.rmdir()
+    outer.rmdir()
+"""
+
+
+@pytest.mark.namespaces
+def test_a_real_cgroups_quota_limits_the_cpus() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_CGROUP], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1\n", "")

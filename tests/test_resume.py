@@ -526,22 +526,3 @@ def test_a_dry_run_tells_the_space_that_checkpoints_need(start: Start, local: St
     two = sum(path.stat().st_size for path in sorted(folder.glob("epoch_*.pt"))[-2:])
     assert float(told[1]) * 1e6 == pytest.approx(two, rel=0.5, abs=1e5)
     assert float(told[2]) * 1e6 == pytest.approx(2 * (folder / "best.pt").stat().st_size, rel=0.5, abs=1e5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_sweep_whose_ray_was_killed_ends_by_itself_and_goes_on(start: Start, tmp_path: Path, name: str) -> None:
-    """Ray then ends the driver from C++, some seconds later: there is nobody left to say a sentence."""
-    root = tmp_path / "r"
-    sweep = start("r", training__epochs=120, search__trials=2, search__early_stopping="none")
-    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
-    trials = sweep.workers()
-    family = psutil.Process(sweep.process.pid).children(recursive=True)
-    next(child for child in family if child.name() == name).kill()
-    code, printed = sweep.wait(150)
-    assert code != 0
-    assert psutil.wait_procs(trials, timeout=20)[1] == []
-    code, printed = resume(root, "--quiet")
-    assert code == 0, printed
-    assert {row["state"] for row in leaderboard(root)} <= {"completed", "stopped"}
-    assert_curves_without_scars(root)

@@ -41,8 +41,8 @@ def test_a_sweep_under_a_killer_loses_and_repeats_nothing(start: Start, tmp_path
             if len(struck) < KILLS:
                 struck.append(strike(sweep, draw))
             continue
-        # For a second of its start and half a second of its end Ray takes SIGTERM from us: it aborts, or kills.
-        assert code in (0, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT), printed
+        # SIGTERM ends a program that has not begun to listen.
+        assert code in (0, 130, -signal.SIGKILL, -signal.SIGTERM), printed
         if code == 0 and len(struck) == KILLS:
             break
         trials += 4 if code == 0 else 0  # it was faster than the killer
