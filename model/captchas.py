@@ -18,6 +18,7 @@ from captcha.image import ImageCaptcha
 from PIL import Image
 
 from model.config import CaptchaConfig, TrialConfig
+from model.streams import forgiving_streams
 
 Split = Literal["train", "valid", "test"]
 
@@ -71,6 +72,7 @@ def _read_config(path: Path) -> TrialConfig:
     return config
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.captchas", description="Write sample captcha images.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the images; made if it is not there")

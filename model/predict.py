@@ -15,6 +15,7 @@ from model.alphabet import Alphabet
 from model.captchas import to_array
 from model.config import TrialConfig
 from model.crnn import CRNN
+from model.streams import forgiving_streams
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
@@ -63,6 +64,7 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
             raise FileNotFoundError(f"{path}: no such image or folder")
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.predict", description="Read captcha images.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a sweep's best.pt")

@@ -320,7 +320,7 @@ class Page:
         spent = sum(record.seconds for record in self.ranked)
         stopped = [r for r in self.ranked if r.state == "stopped" and r.epochs]
         saved = sum(r.seconds / r.epochs * (self.epochs - r.epochs) for r in stopped)
-        stopping, log = config.search.early_stopping, (self.workplace.root / "sweep.log").read_text()
+        stopping, log = config.search.early_stopping, (self.workplace.root / "sweep.log").read_text("utf-8", "replace")
         return [
             ("trials", ", ".join(f"{count} {state}" for state, count in states.items())),
             ("hardware", found[1] if (found := _DEVICE.search(log)) else "unknown"),

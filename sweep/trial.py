@@ -78,7 +78,7 @@ class Trial:
             if is_disk_full(error):
                 return {"state": "interrupted", "error": "no space is left on the disk"}
             with contextlib.suppress(OSError):
-                (self.folder / "error.txt").write_text(traceback.format_exc())
+                (self.folder / "error.txt").write_text(traceback.format_exc(), "utf-8", "backslashreplace")
             return {"state": "failed", "error": one_line(error), "out_of_memory": is_out_of_memory(error)}
 
     def close(self) -> None:
