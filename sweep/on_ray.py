@@ -4,8 +4,6 @@ Ray starts, places and restarts processes. What to try, when to stop and what is
 that is started again finds its own checkpoint.
 """
 
-import os
-import signal
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +16,7 @@ with collector_paused():
     from ray.tune.search import Searcher
 
     from sweep.config import SweepConfig
+    from sweep.interrupts import passed_to_tune
     from sweep.ray_cluster import RayCluster
     from sweep.resources import Allotment
     from sweep.searcher import Search, TrialRecord
@@ -109,7 +108,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
 
 
 def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster) -> None:
-    """Returns when all trials are final, or early after Ctrl-C or SIGTERM, with trials still live in `search`."""
+    """Returns when all trials are final, or early after Ctrl-C or a signal, with trials still live in `search`."""
     cluster.wait()
     trainable = tune.with_resources(
         tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
@@ -134,12 +133,8 @@ def run(search: Search, config: SweepConfig, workplace: Workplace, allotment: Al
             verbose=0,
         ),
     )
-    # Tune saves and returns on SIGINT and SIGUSR1; SIGTERM would end it without either.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGUSR1))
-    try:
+    with passed_to_tune():
         tuner.fit()
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _name(trial: Any) -> str:
