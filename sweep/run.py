@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
+from model.streams import forgiving_streams
 from sweep import interrupts
 from sweep.config import ConfigError, SweepConfig, load, parse_settings, walk
 
@@ -52,6 +52,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     interrupts.listen()
@@ -94,11 +95,11 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     root = _writable(options.resume, "--resume") if options.resume else _new_folder(candidates)
 
     from model.files import replace_file
-    from sweep.progress import Terminal
+    from sweep.progress import Terminal, as_argument
     from sweep.trial import Workplace, is_disk_full
 
     workplace = Workplace(root, pools, allotment.threads, allotment.gpus)
-    resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
+    resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
     try:
@@ -109,15 +110,19 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
     try:
         replace_file(root / "sweep.yaml", config.yaml.encode())
         logging.basicConfig(
-            filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True
+            filename=root / "sweep.log",
+            encoding="utf-8",  # also where the terminal's is another
+            errors="backslashreplace",
+            format="%(asctime)s %(message)s",
+            level=logging.INFO,
+            force=True,
         )
         terminal.header(root / "sweep.yaml" if options.resume else options.config, machine, allotment)
         if options.tensorboard:
             from sweep.tensorboard_server import TensorBoard
 
-            board = TensorBoard(root / "tensorboard")
+            board = TensorBoard(root / "tensorboard", terminal.serves, terminal.serves_no_more)
             closing.callback(board.close)
-            terminal.serves(board.address)
         status = _search(config, workplace, allotment, terminal, cluster)
     except KeyboardInterrupt:
         terminal.cut("by you")
@@ -130,10 +135,12 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
             raise
         terminal.cut("no space is left on the disk")
         return 130
-    if options.tensorboard and sys.stdout.isatty():
-        terminal.say(f"TensorBoard stays on {board.address} until Ctrl-C", at=0)
+    if options.tensorboard and sys.stdout.isatty() and interrupts.in_main_thread():
         with suppress(KeyboardInterrupt):
-            signal.pause()
+            if (address := board.address()) is not None:
+                terminal.stays(address)
+            while sys.stdout.isatty() and not board.ended(within=1):
+                pass
     return status
 
 
@@ -286,5 +293,4 @@ def megabytes(count: int) -> str:
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
-    sys.stdout.flush()
     os._exit(code)  # torch and Ray would take a second to tidy up what the system takes back anyway
