@@ -1,6 +1,8 @@
 """The server of `--tensorboard`: whose it is, how it ends, and what is said when it does."""
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from sweep.tensorboard import SweepWriter
 from sweep.tensorboard_server import TensorBoard
 from tests.board import Board
 from tests.processes import Start, StartLocal, wait_for
+
+SLOW = pytest.mark.slow
 
 HOLDS_A_SERVER = """
 import sys, time
@@ -175,4 +179,31 @@ def test_ctrl_c_ends_a_sweep_whose_tensorboard_hangs(start: Start, tmp_path: Pat
     server.suspend()
     sweep.press_ctrl_c()
     assert sweep.wait(20)[0] == 130
+    wait_for(lambda: over(server), seconds=5)
+
+
+@pytest.mark.parametrize("end", ["Ctrl-C", pytest.param("server", marks=SLOW), pytest.param("terminal", marks=SLOW)])
+def test_on_a_terminal_the_server_outlasts_the_trials_until_somebody_ends_it(
+    arguments: Callable[..., list[str]], tmp_path: Path, end: str
+) -> None:
+    words = [*arguments("r", search__trials=1, training__epochs=1), "--local", "--tensorboard"]
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", "-c", 'trap "" HUP; exec "$@"', "bash", sys.executable, "-m", "sweep.run", *words],
+        preexec_fn=lambda: os.login_tty(its),
+    )
+    os.close(its)
+    shown = b""
+    while not (link := re.search(rb"stays until Ctrl-C on (http://[0-9.:]+)\S*timeseries", shown)):
+        shown += os.read(ours, 1 << 16)
+    page = Board(link[1].decode())
+    wait_for(lambda: len(page.runs()) == 3, seconds=20)  # the sweep's, the trial's and its training set's
+    (server,) = servers(process.pid)
+    if end == "Ctrl-C":
+        os.write(ours, b"\x03")
+    elif end == "server":
+        server.kill()
+    else:
+        os.close(ours)
+    assert process.wait(20) == 0
     wait_for(lambda: over(server), seconds=5)
