@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 
 COMMAND = """
 import os, sys
+from contextlib import suppress
 from model.streams import forgiving_streams
 
 @forgiving_streams()
@@ -24,7 +25,9 @@ def main():
     for line in range(2000):
         print(f"{line} … é \\udcff", flush=line % 2 == 0)
         print(f"{line} … é \\udcff", file=sys.stderr)
-    os.system("echo from another program; echo the same >&2")
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            os.write(descriptor, b"as a library in C writes\\n")
     return 7
 
 if __name__ == "__main__":
@@ -36,6 +39,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     """Runs a line of bash in which $COMMAND is the program above; the line's exit code is the program's."""
     (folder / "command.py").write_text(COMMAND)
     variables = {
+        "PYTHONUNBUFFERED": "",  # what is left in a buffer is tried again when Python ends
         "PYTHONPATH": str(REPOSITORY),
         "COMMAND": f"{sys.executable} {folder / 'command.py'} {folder / 'opened'}",
     }
