@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model.config import CaptchaConfig, TrialConfig, shown
 from model.files import reason
+from model.streams import forgiving_streams
 
 Split = Literal["train", "valid", "test"]
 
@@ -110,6 +111,7 @@ def _read_config(path: Path) -> TrialConfig:
     return config
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.captchas", description="Write sample captcha images.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the images; made if it is not there")

@@ -20,6 +20,7 @@ from model.config import TrialConfig
 from model.crnn import CRNN
 from model.files import reason
 from model.image_files import SUFFIXES, read_image, to_color
+from model.streams import forgiving_streams
 
 Failed = Callable[[str], None]  # takes a sentence that names a file and what is wrong with it
 
@@ -98,6 +99,7 @@ def image_files(paths: Iterable[Path], failed: Failed) -> Iterator[Path]:
             failed(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.predict", description="Read captcha images.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a sweep's best.pt")

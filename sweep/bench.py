@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from model.files import replace_file
+from model.streams import forgiving_streams
 from sweep.config import ConfigError, blaming, load, parse_settings
 from sweep.run import QUICKSTART
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweep.bench", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
@@ -23,13 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--sweep", action="store_true", help="also a whole sweep against the same written plainly; takes minutes")
     add("--output", type=Path, default=Path("bench.json"), metavar="FILE", help="default bench.json")
     options = parser.parse_args(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         settings = parse_settings("--set", options.set)
         config = load(options.config, settings)
         if not options.output.absolute().parent.is_dir():
             raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
-        console.print(f"[dim]{options.config.name}: about {'ten' if options.sweep else 'three'} minutes[/]")
+        console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
         # Not for the processes that render: they import this file again, and torch takes them seconds.
         from sweep.benchmark import Benchmark
 
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.sweep:
                 parts.append(("a longer sweep, ours and plainly written", benchmark.plain_sweep))
             for name, measure in parts:
-                console.print(f"[dim]measuring {name} …[/]")
+                console.print(f"measuring {name} …", style="dim")
                 measure()
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_column(column)
     for row in benchmark.rows:
         table.add_row(*row)
-    Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+    width = None if console.is_terminal else 160
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
     print(f"\nfigures in {options.output}; ratios are medians (least … most)")
     return 0
 

@@ -18,7 +18,7 @@ with collector_paused():
 
     from sweep.config import SweepConfig
     from sweep.faults import last_error
-    from sweep.interrupts import handlers_restored, held_back
+    from sweep.interrupts import held_back, passed_to_tune
     from sweep.ray_cluster import RayCluster, RayLost
     from sweep.resources import Allotment
     from sweep.searcher import Search, TrialRecord
@@ -122,7 +122,7 @@ def run(
     `search`. If it can't return without Ray, a thread calls `give_up` with the reason."""
     try:
         cluster.wait()
-        with cluster.watched(give_up), handlers_restored():
+        with cluster.watched(give_up), passed_to_tune():
             _tuner(search, config, workplace, allotment, cluster).fit()
     except RayLost as error:
         search.halted = str(error)

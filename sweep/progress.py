@@ -3,15 +3,16 @@
 import logging
 import math
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from model import precision
 from model.device import pick
@@ -32,8 +33,7 @@ class Terminal:
 
     def __init__(self, config: SweepConfig, root: Path, resume: str, verbosity: int = 1) -> None:
         self._config, self._root, self._resume = config, root, resume
-        self._address = "http://localhost:6006"
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.verbosity = verbosity
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -44,11 +44,14 @@ class Terminal:
         self._trials, self._epochs_each, self._start = 0, 1, time.monotonic()
         self._epochs_before = 0  # trained by an earlier run of the sweep
 
-    def say(self, text: str, at: int = 1) -> None:
-        """One line of rich markup, if at least that verbose; into the log file always."""
-        log.info(self.console.render_str(text).plain)
+    def say(self, *parts: str | tuple[str, str], at: int = 1) -> None:
+        """Prints a line made of plain texts and (text, style) pairs, if at least that verbose; logs every line.
+
+        No part is read as markup, so paths, values and error messages may hold brackets."""
+        line = Text.assemble(*parts)
+        log.info(line.plain)
         if self.verbosity >= at:
-            self.console.print(text)
+            self.console.print(line)
 
     def header(self, source: Path, machine: Machine, allotment: Allotment) -> None:
         """What is about to happen."""
@@ -62,7 +65,7 @@ class Terminal:
         )
         place = f"{machine.gpu_name} × {machine.gpus}" if allotment.gpus else f"CPU, {machine.cpus} cores"
         numeric = precision.resolve(config.training.precision, device)
-        self.say(f"[bold]crnn-sweep[/] {escape(shown(source))}")
+        self.say(("crnn-sweep", "bold"), f" {shown(source)}")
         for path, parameter, given in walk(search.space):
             condition = "".join(f"  ({value})" for value in given.values())
             self.say(f"  searched     {'  ' * len(given)}{path}: {parameter}{condition}")
@@ -83,7 +86,7 @@ class Terminal:
         """Starts a bar; `stop` ends it."""
         self.stop()
         if self.console.is_terminal and self.verbosity:
-            columns = [TextColumn("{task.description}"), BarColumn(bar_width=16), TimeElapsedColumn()]
+            columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), TimeElapsedColumn()]
             self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self.console)
             self._progress.speed_estimate_period = 300
             self._task = self._progress.add_task(text, total=total)
@@ -103,8 +106,17 @@ class Terminal:
             self._progress.update(self._task, completed=done, description=f"{done:,} of {total:,} images")
 
     def serves(self, address: str) -> None:
-        self._address = address
         self.say(f"TensorBoard is on {address}", at=0)
+
+    def serves_no_more(self, reason: str) -> None:
+        self.say(f"TensorBoard has ended ({reason}); to start it again: {logdir_command(self._root)}", at=0)
+
+    def stays(self, address: str) -> None:
+        self.say(f"TensorBoard stays until Ctrl-C on {self._link(address)}", at=0)
+
+    def _link(self, address: str) -> str:
+        color_by = "schedule" if "schedule.name" in self._config.search.space else None
+        return comparison_link(address, color_by)
 
     def search_begins(self, search: Search) -> None:
         self._trials, self._epochs_each, self._start = search.most, search.epochs, time.monotonic()
@@ -125,13 +137,13 @@ class Terminal:
         self._states["running"] -= 1
         if record.error is not None:
             later = "" if record.state == "interrupted" else "; will be tried again"
-            self.say(f"  {record.number:04d} [red]{escape(record.error)}[/]{later}")
+            self.say(f"  {record.number:04d} ", (record.error, "red"), later)
         self._refresh()
 
     def reported(self, record: TrialRecord) -> None:
         if record.note and record.number not in self._noted:
             self._noted.add(record.number)
-            self.say(f"  {record.number:04d} [yellow]{escape(record.note)}[/]", at=0)
+            self.say(f"  {record.number:04d} ", (record.note, "yellow"), at=0)
         self._epochs[record.number] = record.epochs
         self._best = min(self._best, record.score("error_rate"))
         best = f"best error {percent(record.error_rate)}"
@@ -142,16 +154,15 @@ class Terminal:
         self._states["running"] -= 1
         self._states[record.state] += 1
         self._epochs[record.number] = self._epochs_each
-        color = _COLORS[record.state]
         values = trial_name(record.number, record.values).partition("_")[2].replace("_", " ")
-        line = (
-            f"  {record.number:04d} [{color}]{record.state:<9}[/]  error {percent(record.error_rate):>7}"
-            f"  {record.epochs:>2}/{self._epochs_each} epochs  {record.seconds:4.0f} s  {escape(values)}"
+        scores = (
+            f"  error {percent(record.error_rate):>7}  {record.epochs:>2}/{self._epochs_each} epochs"
+            f"  {record.seconds:4.0f} s  {values}"
         )
-        error = f"  [red]{escape(record.error)}[/]" if record.error else ""
-        self.say(line + error)
+        error = f"  {record.error}" if record.error else ""
+        self.say(f"  {record.number:04d} ", (f"{record.state:<9}", _COLORS[record.state]), scores, (error, "red"))
         if self._progress is None and self._states["running"]:
-            self.say(f"       [dim]{self._status()}, about {self._minutes_left()} left[/]")
+            self.say("       ", (f"{self._status()}, about {self._minutes_left()} left", "dim"))
         self._refresh()
 
     def _refresh(self) -> None:
@@ -173,7 +184,7 @@ class Terminal:
     def cut(self, why: str) -> None:
         """Instead of a summary."""
         self.stop()
-        self.say(f"\n[magenta]interrupted[/]: {why}\nto go on: {escape(self._resume)}", at=0)
+        self.say(("\ninterrupted", "magenta"), f": {why}\nto go on: {self._resume}", at=0)
 
     def summary(self, search: Search, best: TrialRecord | None, verdict: Sequence[str]) -> None:
         """The leaderboard, the winner and how sure that is, where it lies and how to look at it; how to go on if it was
@@ -181,28 +192,26 @@ class Terminal:
         root = self._root
         if search.interrupted:
             ended = sum(record.state not in ("running", "interrupted") for record in search.records.values())
-            why = f" ({escape(search.halted)})" if search.halted else ""
-            self.say(f"\n[magenta]interrupted[/]{why}: {ended} of {search.most} trials ended", at=0)
+            why = f" ({search.halted})" if search.halted else ""
+            self.say(("\ninterrupted", "magenta"), f"{why}: {ended} of {search.most} trials ended", at=0)
         self.say("")
         self._leaderboard(search.ranked())
         if best is None:
-            self.say("\n[red]no trial reached the end of an epoch[/]", at=0)
+            self.say(("\nno trial reached the end of an epoch", "red"), at=0)
         else:
             if search.best is not None and search.best != best:
-                self.say(
-                    f"\n[red]the best trial's weights are gone[/]: {search.best.name}; of those that are left:", at=0
-                )
-            self.say(f"\n[bold]best[/] {best.name}: {percent(best.error_rate)} of texts wrong", at=0)
+                gone = ("\nthe best trial's weights are gone", "red")
+                self.say(gone, f": {search.best.name}; of those that are left:", at=0)
+            self.say(("\nbest", "bold"), f" {best.name}: {percent(best.error_rate)} of texts wrong", at=0)
             for sentence in verdict:
-                self.say(f"  {escape(sentence)}")
+                self.say(f"  {sentence}")
             self.say(f"  the report   {shown(root / 'report.html')}")
             self.say(f"  its config   {shown(root / 'best.yaml')}")
             self.say(f"  its weights  {shown(root / 'best.pt')}")
-            self.say(f"  try it       python -m model.predict {shown(root / 'best.pt')} IMAGE…")
-        color_by = "schedule" if "schedule.name" in self._config.search.space else None
+            self.say(f"  try it       python -m model.predict {as_argument(root / 'best.pt')} IMAGE…")
         if search.interrupted:
-            self.say(f"\nto go on: {escape(self._resume)}", at=0)
-        self.say(f"\n{logdir_command(root)}\n  then open {escape(comparison_link(self._address, color_by))}", at=0)
+            self.say(f"\nto go on: {self._resume}", at=0)
+        self.say(f"\n{logdir_command(root)}\n  then open {self._link('http://127.0.0.1:6006')}", at=0)
 
     def _leaderboard(self, records: list[TrialRecord], most: int = 20) -> None:
         """The best `most`; a trial's name holds its values."""
@@ -213,12 +222,11 @@ class Terminal:
             board.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
         board.add_column("trial", overflow="fold")
         for rank, record in enumerate(records[:most], start=1):
-            color = _COLORS[record.state]
             scores = (percent(record.error_rate), percent(record.cer), formatted(record.loss))
             cost = (str(record.epochs), f"{record.seconds:.0f}")
-            board.add_row(str(rank), f"[{color}]{record.state}[/]", *scores, *cost, record.name)
+            board.add_row(str(rank), Text(record.state, _COLORS[record.state]), *scores, *cost, record.name)
         width = None if self.console.is_terminal else 160
-        Console(highlight=False, width=width).print(board)
+        Console(highlight=False, markup=False, emoji=False, width=width).print(board)
         if len(records) > most:
             self.say(f"… and {len(records) - most} more in leaderboard.csv")
 
@@ -229,4 +237,10 @@ def shown(path: Path) -> str:
 
 
 def logdir_command(root: Path) -> str:
-    return f"tensorboard --logdir {shown(root / 'tensorboard')}"
+    return f"tensorboard --logdir {as_argument(root / 'tensorboard')}"
+
+
+def as_argument(path: Path) -> str:
+    """As `shown`, for a command to be pasted into a shell: quoted, and never taken for an option or a home folder."""
+    text = shown(path)
+    return shlex.quote(f"./{text}" if text.startswith(("-", "~")) else text)

@@ -21,6 +21,7 @@ import torch
 from model.alphabet import Alphabet
 from model.files import replace_file
 from model.memory import collector_paused
+from model.streams import forgiving_streams
 from sweep import badcases, faults, layout
 from sweep.config import ConfigError, Space, SweepConfig, load, plain, walk
 from sweep.faults import Fault
@@ -231,6 +232,7 @@ def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sweep.report", description="Write a sweep's report.html, or a page that compares two sweeps."

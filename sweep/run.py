@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from model.config import shown, unusable_path
+from model.streams import forgiving_streams
 from sweep import faults, interrupts, layout
 from sweep.config import ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas, walk
 from sweep.faults import Fault
@@ -63,6 +63,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if sys.platform == "win32":
@@ -131,7 +132,7 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
         _show(config, allotment)
         return 0
 
-    from sweep.progress import Terminal
+    from sweep.progress import Terminal, as_argument
     from sweep.trial import Workplace
 
     def workplace_in(root: Path) -> Workplace:
@@ -146,7 +147,7 @@ def _run(options: argparse.Namespace, closing: ExitStack) -> int:
         workplace, lock = _new_folder(candidates, config, workplace_in)
     closing.callback(lock.release)
     root = workplace.root
-    resume = f"python -m sweep.run --resume {shlex.quote(os.path.relpath(root))}{' --local' * options.local}"
+    resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
     return _Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
@@ -179,10 +180,12 @@ class _Sweep:
             fault = _logged(error)
             self.terminal.cut(fault.sentence)
             return fault.code
-        if self.board is not None and sys.stdout.isatty():
-            self.terminal.say(f"TensorBoard stays on {self.board.address} until Ctrl-C", at=0)
+        if self.board is not None and sys.stdout.isatty() and interrupts.in_main_thread():
             with suppress(KeyboardInterrupt):
-                signal.pause()
+                if (address := self.board.address()) is not None:
+                    self.terminal.stays(address)
+                while sys.stdout.isatty() and not self.board.ended(within=1):
+                    pass
         return code
 
     def _train(self) -> Fault | None:
@@ -204,7 +207,8 @@ class _Sweep:
         from sweep.searcher import Search
 
         root, terminal, options = self.workplace.root, self.terminal, self.options
-        log = logging.FileHandler(root / "sweep.log", delay=True)
+        # In UTF-8 also where the terminal speaks another encoding.
+        log = logging.FileHandler(root / "sweep.log", encoding="utf-8", errors="backslashreplace", delay=True)
         logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
         self.search = Search(
             self.config,
@@ -220,9 +224,8 @@ class _Sweep:
         if options.tensorboard:
             from sweep.tensorboard_server import TensorBoard
 
-            self.board = TensorBoard(root / "tensorboard")
+            self.board = TensorBoard(root / "tensorboard", terminal.serves, terminal.serves_no_more)
             self.closing.callback(self.board.close)
-            terminal.serves(self.board.address)
         self.reporter = Reporter(self.config, self.workplace)
 
     def _run_trials(self) -> None:
@@ -468,6 +471,5 @@ if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
     if "ray" in sys.modules:
-        sys.stdout.flush()
         os._exit(code)  # Ray would take a second to tidy up what the system takes back anyway
     sys.exit(code)  # --local: a profiler or debugger around this process gets its end

@@ -83,7 +83,7 @@ class Trial:
             if not out_of_memory and (outside := faults.surroundings(error)) is not None:
                 return {"state": "interrupted", "error": outside}
             with contextlib.suppress(OSError):
-                (self.folder / "error.txt").write_text(traceback.format_exc())
+                (self.folder / "error.txt").write_text(traceback.format_exc(), "utf-8", "backslashreplace")
             return {"state": "failed", "error": faults.one_line(error), "out_of_memory": out_of_memory}
 
     def close(self) -> None:

@@ -78,5 +78,13 @@ def start(arguments: Callable[..., list[str]]) -> Iterator[Callable[..., Sweep]]
 
 
 @pytest.fixture
-def local(arguments: Callable[..., list[str]], tmp_path: Path) -> Callable[..., LocalSweep]:
-    return lambda name, **settings: LocalSweep(tmp_path / f"{name}.txt", *arguments(name, **settings))
+def local(arguments: Callable[..., list[str]], tmp_path: Path) -> Iterator[Callable[..., LocalSweep]]:
+    started: list[LocalSweep] = []
+
+    def make(name: str, *options: str, **settings: Any) -> LocalSweep:
+        started.append(LocalSweep(tmp_path / f"{name}.txt", *arguments(name, **settings), *options))
+        return started[-1]
+
+    yield make
+    for sweep in started:
+        sweep.kill()

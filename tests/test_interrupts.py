@@ -1,7 +1,17 @@
-"""Ctrl-C and SIGTERM, wherever they fall."""
+"""Ctrl-C, SIGTERM and SIGHUP, wherever they fall, and in which thread."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.processes import FORKS, Start, StartLocal, wait_for
 
 FALLS_INTO_A_CALLBACK = """
 import signal, sys, time, weakref
@@ -22,9 +32,119 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_that_python_would_drop_comes_all_the_same() -> None:
-    for number in ("2", "15"):
-        done = subprocess.run(
-            [sys.executable, "-c", FALLS_INTO_A_CALLBACK, number], capture_output=True, text=True, check=True
-        )
-        assert (done.stdout, done.stderr) == ("came\n", "")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_that_python_would_drop_comes_all_the_same(number: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FALLS_INTO_A_CALLBACK, str(int(number))], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("came\n", "")
+
+
+WAITS = """
+import os, signal, time
+from sweep import interrupts
+
+interrupts.listen()
+for part in (interrupts.held_back, interrupts.ignored, interrupts.passed_to_tune):
+    with part():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                print(part.__name__, "ignores", number.name)
+print("at the end", *(number.name for number in signal.Signals if signal.getsignal(number) is signal.SIG_IGN))
+print("Tune without SIGINT:", os.environ["TUNE_DISABLE_SIGINT_HANDLER"])
+"""
+
+
+@pytest.mark.parametrize(("name", "disabled"), [("HUP", 0), ("INT", 1), ("TERM", 0)])
+def test_what_was_ignored_at_the_start_stays_ignored(name: str, disabled: int) -> None:
+    command = ["bash", "-c", f'trap "" {name}; exec "$@"', "bash", sys.executable, "-c", WAITS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"held_back ignores SIG{name}",
+        *(f"ignored ignores {each}" for each in ("SIGINT", "SIGTERM", "SIGHUP")),
+        f"passed_to_tune ignores SIG{name}",
+        # Python itself ignores SIGPIPE and SIGXFSZ.
+        f"at the end {' '.join(sorted({'SIGPIPE', 'SIGXFSZ', f'SIG{name}'}, key=lambda n: signal.Signals[n]))}",
+        f"Tune without SIGINT: {disabled}",
+    ]
+
+
+def test_a_signal_before_tune_listens_ends_the_search_as_ctrl_c_does() -> None:
+    code = """
+import os, signal
+from sweep import interrupts
+interrupts.listen()
+try:
+    with interrupts.passed_to_tune():
+        os.kill(os.getpid(), signal.SIGHUP)
+except KeyboardInterrupt:
+    print("came")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("came\n", "")
+
+
+def test_a_lost_connection_ends_a_local_sweep_with_its_report(local: StartLocal, tmp_path: Path) -> None:
+    sweep = local("r", training__epochs=2000, search__early_stopping="none")
+    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0002.pt")))
+    os.kill(sweep.process.pid, signal.SIGHUP)
+    code, printed = sweep.wait()
+    assert code == 130, printed
+    assert "to go on: python -m sweep.run --resume" in printed
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_lost_connection_ends_a_sweep_on_ray_with_its_report(start: Start, tmp_path: Path) -> None:
+    sweep = start("r", training__epochs=2000, search__early_stopping="none")
+    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0002.pt")))
+    os.kill(sweep.process.pid, signal.SIGHUP)
+    code, printed = sweep.wait(60)
+    assert code == 130, printed
+    assert "to go on: python -m sweep.run --resume" in printed
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def _in_a_thread(arguments: list[str], output: Path) -> None:
+    from sweep.run import main
+
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    codes: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    thread = threading.Thread(target=lambda: codes.append(main(arguments)))
+    thread.start()
+    thread.join()
+    assert before == {number: signal.getsignal(number) for number in before}
+    os._exit(codes[0] if codes else 99)
+
+
+@pytest.mark.parametrize("mode", ["--local", pytest.param("--verbose", marks=pytest.mark.slow)], ids=["local", "Ray"])
+def test_a_sweep_runs_in_a_thread_and_leaves_signals_to_the_program(
+    arguments: Callable[..., list[str]], tmp_path: Path, mode: str
+) -> None:
+    output = tmp_path / "printed.txt"
+    words = [*arguments("r", training__epochs=2, search__trials=2), mode, "--tensorboard"]
+    process = FORKS.Process(target=_in_a_thread, args=(words, output))
+    process.start()
+    process.join(180)
+    assert process.exitcode == 0, output.read_text()
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_nohup_keeps_a_sweep_alive(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    words = ["nohup", sys.executable, "-m", "sweep.run", "--local", *arguments("r", training__epochs=2000)]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=out)
+    try:
+        wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+        process.send_signal(signal.SIGHUP)
+        known = set(tmp_path.glob("r/trials/*/epoch_*.pt"))
+        wait_for(lambda: set(tmp_path.glob("r/trials/*/epoch_*.pt")) - known)
+        assert psutil.Process(process.pid).is_running()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()

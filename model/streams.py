@@ -1,0 +1,105 @@
+"""Keeps a program running when its standard output or error is closed, full, or lacks a character."""
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+# ValueError: the stream is closed or cannot encode a character. AttributeError: what another program put in its place
+# is not quite a stream.
+_UNABLE = (OSError, ValueError, AttributeError)
+
+
+@contextmanager
+def forgiving_streams() -> Iterator[None]:
+    """Decorates a command: what cannot be written to `sys.stdout` or `sys.stderr` is dropped, and characters that their
+    encoding lacks become `?`, because what a program computes must not depend on who is reading its output."""
+    _open_missing_descriptors()
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    forgiving = {name: _Forgiving(stream) for name, stream in before.items()}
+    for name, stream in forgiving.items():
+        setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        for name, stream in forgiving.items():
+            stream.finish()
+            if getattr(sys, name) is stream:  # another thread may have replaced it meanwhile
+                setattr(sys, name, before[name])
+
+
+class _Forgiving(io.TextIOBase):
+    def __init__(self, stream: TextIO | None) -> None:
+        # Python sets sys.stdout to None if it was started without that descriptor.
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self._errors = self.errors
+        self._set_errors("crnn-sweep.replace")
+
+    # Of a property, mypy can't see that it overrides the base class's attribute.
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return getattr(self._stream, "errors", None)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except _UNABLE:
+            return False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with suppress(*_UNABLE):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(*_UNABLE):
+            self._stream.flush()
+
+    def finish(self) -> None:
+        """Empties the stream's buffer: Python would try again when it exits, fail, and exit with code 120."""
+        self._set_errors(self._errors)
+        try:
+            self._stream.flush()
+        except _UNABLE:
+            with suppress(*_UNABLE):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+
+    def _set_errors(self, handler: str | None) -> None:
+        if isinstance(self._stream, io.TextIOWrapper):
+            with suppress(*_UNABLE):
+                self._stream.reconfigure(errors=handler)
+
+
+def _open_missing_descriptors() -> None:
+    """Opens /dev/null as each of descriptors 0 to 2 that is closed: the next file to be opened would get that number,
+    and libraries written in C, which print to 1 and 2, would write into it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encodes one character: bytes of a file name that is no text as they are, anything else as `?`."""
+    assert isinstance(error, UnicodeEncodeError)
+    escaped = ord(error.object[error.start]) - 0xDC00  # as in PEP 383
+    return bytes([escaped]) if 0x80 <= escaped <= 0xFF else "?", error.start + 1
+
+
+codecs.register_error("crnn-sweep.replace", _replace)
