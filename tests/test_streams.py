@@ -48,7 +48,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
         env={**os.environ, **variables, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
