@@ -31,7 +31,7 @@ os._exit(0)
 """
 
 
-LONG = {"training__epochs": 120, "search__trials": 2, "search__early_stopping": "none"}
+LONG = {"training__epochs": 40, "search__trials": 2, "search__early_stopping": "none"}
 
 
 @pytest.mark.slow
@@ -102,10 +102,9 @@ def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Pa
     assert stat.S_IMODE(parent.stat().st_mode) == 0o700
     assert list(parent.glob("*/ray/session_*/sockets/raylet"))
     sweep.kill()
-    assert [folder.name for folder in parent.iterdir()] != []
-    code, printed = resume(tmp_path / "r", "--quiet")
-    assert code == 0, printed
-    assert not parent.exists()
+    (left,) = parent.iterdir()
+    with ray_cluster._session_folder():
+        assert not left.exists()
 
 
 @pytest.mark.parametrize("given", ["", "  "])
