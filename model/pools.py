@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,7 +105,7 @@ def pool_specs(config: TrialConfig, test: bool = False) -> dict[Split, PoolSpec]
 
 def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
     """The pool, or None if the file is missing, cut short or not what its header should be; with `whole`, also if its
-    images or labels have changed, for which it reads them all."""
+    images or labels have changed, for which it reads them all. Raises OSError if no more files can be opened."""
     path = folder / spec.name
     try:
         with path.open("rb") as file:
@@ -113,7 +114,9 @@ def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
                 return None
             if whole and checksum != _checksum(file):
                 return None
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # this process or machine can open no file, which says nothing of the pool
         return None
     return _map(path, spec, "c")  # copy-on-write: shares the page cache, and torch wants writable memory
 
@@ -141,6 +144,8 @@ def ensure_pools(
     A folder that has all pools is only read, so it may belong to somebody else. Two sweeps that start at once render
     once: the second waits for the lock and finds the files.
     """
+    # In a script without `if __name__ == "__main__"` each new process would come here again, and wait for the lock.
+    spawn._check_not_importing_main()  # type: ignore[attr-defined]
     rendered = False
     # Somebody may delete the folder meanwhile: it is made again, but not for ever.
     for attempts_left in (2, 1, 0):
@@ -217,8 +222,7 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
                 file.write(spec.header())
                 file.flush()
                 _reserve(file.fileno(), spec.file_bytes)
-        with _another_main_module():
-            futures = [executor.submit(_render_chunk, *chunk) for chunk in chunks]
+        futures = [executor.submit(_render_chunk, *chunk) for chunk in chunks]
         for future in as_completed(futures):
             done += future.result()
             progress(done, total)
@@ -255,9 +259,9 @@ _reserve: Callable[[int, int], None] = (
 
 
 @contextmanager
-def _another_main_module() -> Iterator[None]:
-    """Has processes that are spawned meanwhile import this module as their main module, not the caller's script: one
-    without `if __name__ == "__main__"` would start over in each of them."""
+def another_main_module() -> Iterator[None]:
+    """Has processes that are spawned meanwhile import this module as their main module, not the caller's script. For a
+    command that scripts may call: one without `if __name__ == "__main__"` would start over in each process."""
     main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
     try:
         yield

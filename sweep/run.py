@@ -230,14 +230,15 @@ class _Sweep:
 
     def _run_trials(self) -> None:
         """Renders the images that are missing first."""
-        from model.pools import ensure_pools
+        from model.pools import another_main_module, ensure_pools
         from sweep.trial import Trial
 
         search, reporter, terminal, config = self.search, self.reporter, self.terminal, self.config
         assert search is not None
         assert reporter is not None
         images, confirmed = self.workplace.pools, config.confirm is not None
-        ensure_pools(config, images, self.allotment.total_cpus, terminal.rendered, test=confirmed)
+        with another_main_module():
+            ensure_pools(config, images, self.allotment.total_cpus, terminal.rendered, test=confirmed)
         search.listeners = (terminal, reporter)
         terminal.search_begins(search)
         for record in search.finished:
