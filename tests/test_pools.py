@@ -112,7 +112,7 @@ def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own(tmp_path:
 def test_images_that_need_more_than_is_free_are_refused_before_any_of_it_is_taken(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     huge = TrialConfig.model_validate(
-        override(CONFIG.model_dump(), {"captcha.width": 4096, "captcha.height": 4096, "data.train_images": 10**8})
+        override(CONFIG.model_dump(), {"captcha.width": 2048, "captcha.height": 2048, "data.train_images": 10**8})
     )
     with pytest.raises(OSError, match="the images need") as caught:
         ensure_pools(huge, tmp_path, workers=1)
