@@ -14,7 +14,7 @@ from model.captchas import render
 from model.config import TrialConfig, override
 from model.data import Data
 from model.pools import ensure_pools, open_pool, pool_specs
-from sweep.trial import is_disk_full
+from sweep.faults import NO_SPACE, surroundings
 from tests.processes import TINY
 
 CONFIG = TrialConfig.model_validate(override({}, {**TINY, "data.train_images": 40, "data.valid_images": 10}))
@@ -116,7 +116,7 @@ def test_images_that_need_more_than_is_free_are_refused_before_any_of_it_is_take
     )
     with pytest.raises(OSError, match="the images need") as caught:
         ensure_pools(huge, tmp_path, workers=1)
-    assert is_disk_full(caught.value)
+    assert surroundings(caught.value) == NO_SPACE
     assert [path.name for path in tmp_path.iterdir()] == ["render.lock"]
     assert shutil.disk_usage(tmp_path).free > free / 2
 
