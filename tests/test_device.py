@@ -19,9 +19,14 @@ from model.evaluation import evaluate
 from model.optimizers import make_optimizer
 from model.pools import ensure_pools
 from model.running_scores import RunningScores
+from sweep.config import load
+from sweep.lane import Lane, Measures
 from sweep.resources import this_machine
-from sweep.trial import keep_to_share
+from sweep.run import QUICKSTART
+from sweep.searcher import TrialRecord
+from sweep.trial import Trial, Workplace, keep_to_share
 from tests.fake_gpu import GPU, fake_tensors
+from tests.processes import TINY
 
 Make = Callable[..., TrialConfig]
 AUGMENTED = {"training.augmentation.shift": 2, "training.augmentation.color": 0.2}
@@ -210,3 +215,46 @@ def test_warming_up_runs_a_convolution_an_lstm_and_their_backward_passes() -> No
         device.warm_up(torch.device("cpu"))
     ran = {event.key for event in profile.key_averages()}
     assert {"aten::conv2d", "aten::lstm", "aten::convolution_backward"} <= ran
+
+
+@pytest.fixture
+def gpu_that_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the GPU; the values are the CPU's."""
+    asked: list[str] = []
+    monkeypatch.setattr(device, "pick", lambda gpus: torch.device("cpu"))
+    monkeypatch.setattr(device, "warm_up", lambda place: asked.append("warm_up"))
+    monkeypatch.setattr(device, "free_bytes", lambda place: 8_000_000)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: asked.append("empty_cache"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: asked.append("synchronize"))
+    monkeypatch.setattr(torch.accelerator, "max_memory_reserved", lambda: 2_000_000)
+    return asked
+
+
+def test_a_trial_on_a_gpu_warms_it_up_before_it_trains_and_gives_its_memory_back(
+    config: TrialConfig, cache: Path, tmp_path: Path, gpu_that_computes_on_the_cpu: list[str]
+) -> None:
+    sweep = load(QUICKSTART, {**TINY, "data.path": str(cache), "confirm": None, "training.epochs": 1})
+    ensure_pools(sweep, cache, workers=1)
+    workplace = Workplace(tmp_path, cache, threads=1, gpus=0.5)
+    trial = Trial(sweep, workplace, TrialRecord(0, "0000", {"optimizer.lr": 1e-3}))
+    assert trial.step()["state"] == "completed"
+    assert gpu_that_computes_on_the_cpu == ["warm_up"]
+    trial.close()
+    assert gpu_that_computes_on_the_cpu == ["warm_up", "empty_cache"]
+
+
+def test_what_is_measured_on_a_gpu_waits_for_it_and_counts_its_memory(
+    config: TrialConfig, cache: Path, tmp_path: Path, gpu_that_computes_on_the_cpu: list[str]
+) -> None:
+    measures = Measures(Lane(config, cache, tmp_path, threads=1, gpu=True, cpus=(), averages=False))
+    assert gpu_that_computes_on_the_cpu == ["warm_up"]
+    assert measures.rate("bare", 0) > 0
+    assert gpu_that_computes_on_the_cpu[1:] == ["synchronize"] * 2
+    found = measures.memory()
+    assert (found.device, found.device_left) == (2, 8)
+    assert found.fitting == 5
+    assert list(measures.memory_parts()) == [
+        "torch and its libraries",
+        "the GPU's context and libraries",
+        "training",
+    ]
