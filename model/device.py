@@ -1,5 +1,6 @@
 """The device that a trial trains on: the CPU, or the machine's accelerator, which torch names."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -58,7 +59,7 @@ def native_bfloat16(device: torch.device) -> bool:
 @cache
 def warm_up(device: torch.device) -> None:
     """Creates the device's context and loads its libraries (convolution, LSTM, matrix product), once in a process: it
-    takes seconds. A thread can do it while the process reads and opens files.
+    takes seconds.
 
     The first backward pass here is a multiplication: a backward thread that begins with a matrix product finds no
     current context, and cuBLAS warns.
@@ -69,3 +70,11 @@ def warm_up(device: torch.device) -> None:
     features = torch.nn.functional.conv2d(image, torch.zeros(8, 1, 3, 3, device=device, requires_grad=True), padding=1)
     lstm = torch.nn.LSTM(8, 8, bidirectional=True).to(device)
     lstm(features.mean(2).permute(2, 0, 1))[0].sum().backward()
+
+
+def start_warm_up(device: torch.device) -> Future[None]:
+    """Runs `warm_up` in a thread, while the process reads and opens files. The future raises what it raised."""
+    background = ThreadPoolExecutor(1, "warm-up")
+    future = background.submit(warm_up, device)
+    background.shutdown(wait=False)
+    return future

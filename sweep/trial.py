@@ -7,7 +7,6 @@ import os
 import time
 import traceback
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,6 @@ class Trial:
         self.folder, self.logs = workplace.files(record.name), workplace.logs(record.name)
         self._epochs: Generator[dict[str, Any]] | None = None
         self._closing = contextlib.ExitStack()
-        self._background = ThreadPoolExecutor(1)  # starts no thread until it is given work
 
     def step(self) -> dict[str, Any]:
         """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if
@@ -109,7 +107,7 @@ class Trial:
         (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         replace_file(self.folder / "config.yaml", resolved.yaml.encode())
         place = device.pick(self.workplace.gpus)
-        warming = self._background.submit(device.warm_up, place) if self.workplace.gpus else None
+        warming = device.start_warm_up(place) if self.workplace.gpus else None
         data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
