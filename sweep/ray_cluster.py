@@ -37,6 +37,9 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112
 # So long after it has lost its server, Ray's C++ ends the sweep's process: by then the sweep has ended by itself.
 os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "600"  # noqa: SIM112
+# Otherwise Ray's constructor waits, holding Python's lock, until a worker for each CPU has started: nothing would watch
+# Ray's processes meanwhile, and the main thread could not import torch.
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
 # Ray's processes look for each other as long as by default, but fifty times as often: they all start at once.
 os.environ["RAY_raylet_client_connect_timeout_milliseconds"] = "20"  # noqa: SIM112
 os.environ["RAY_raylet_client_num_connect_attempts"] = "500"  # noqa: SIM112
