@@ -138,7 +138,7 @@ class NetworkConfig(Section):
     kernels: Kernel | tuple[Kernel, ...] = 3
     pools: tuple[Window | tuple[Window, Window], ...] = (2, 2, 2, (2, 1), (2, 1))
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lstm_size: Units = 64
+    lstm_size: Positive = 64
     lstm_layers: Layers = 1
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
     standardize: bool = True

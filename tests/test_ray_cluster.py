@@ -139,7 +139,9 @@ sys.exit(sweep.run.main([]))
 
 
 def test_on_windows_a_sentence_says_where_it_runs(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ON_WINDOWS], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr == "crnn-sweep does not run on Windows; it runs on Linux, also in WSL\n"
 
