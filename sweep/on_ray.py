@@ -24,8 +24,8 @@ with collector_paused():
     from sweep.searcher import Search, TrialRecord
     from sweep.trial import Trial, Workplace, keep_to_share
 
-# Ray starts a process for each CPU ahead of time. Tune's trials run in these only if they ask for no environment
-# variables of their own; the variables are in everyone's environment anyway (see sweep/ray_cluster.py).
+# A trial that asks for environment variables of its own never gets a process that is already there. The variables that
+# Tune asks for are in everyone's environment anyway (see sweep/ray_cluster.py).
 class_cache.DEFAULT_ENV_VARS.clear()
 class_cache.ENV_VARS_TO_PROPAGATE.clear()
 
