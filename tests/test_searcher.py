@@ -302,7 +302,7 @@ def test_null_and_lists_are_tried_named_and_known_again(tmp_path: Path) -> None:
     }
     points = [{"optimizer.gradient_clip": None, "network.channels": [8, 8, 8, 8, 8]}]
     wanted = config(search__space=space, search__points=points, search__trials=4)
-    records = run(Search(wanted, tmp_path / "study.db"), lambda record, epoch: 0.5 + record.number)
+    records = run(Search(wanted, tmp_path / "study.db"), lambda record, epoch: 0.1 + record.number / 10)
     assert records[0].name == "0000_gradient_clip=null_channels=8-8-8-8-8"
     assert {record.values["network.channels"] for record in records} == {(16, 32, 48, 64, 64), (8, 8, 8, 8, 8)}
     assert wanted.with_values(records[0].values).network.channels == (8, 8, 8, 8, 8)
