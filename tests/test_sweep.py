@@ -37,7 +37,7 @@ def test_a_sweep_leaves_the_promised_files(ray_sweep: tuple[Path, str]) -> None:
     assert len(names) == 4
     assert {path.name for path in root.iterdir()} == {
         "sweep.yaml", "tensorboard", "trials", "ray", "study.db", "leaderboard.csv", "best.yaml", "best.pt",
-        "sweep.log", "report.html", "top",
+        "sweep.log", "report.html", "top", "machine.json",
     }  # fmt: skip
     assert {path.name for path in (root / "tensorboard").iterdir()} == {*names, "_sweep"}
     assert {path.name for path in (root / "trials").iterdir()} == names
