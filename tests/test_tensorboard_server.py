@@ -65,6 +65,10 @@ def over(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def stopped(process: psutil.Process) -> bool:
+    return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())
+
+
 def test_servers_that_start_at_once_have_an_address_each_and_show_their_own_runs(serve: Serve, tmp_path: Path) -> None:
     for name in "abc":
         SweepWriter(tmp_path / name / name, {}).best(1, 0.5)
@@ -128,6 +132,8 @@ def test_a_stopped_server_ends_with_its_killed_owner(tmp_path: Path) -> None:
     family = [server, *server.children()]
     for process in family:
         process.suspend()
+    # The kernel wakes what is left of an orphaned group only if a process of it has stopped, with all its threads.
+    wait_for(lambda: all(map(stopped, family)))
     owner.kill()
     owner.wait()
     wait_for(lambda: all(map(over, family)), seconds=10)
