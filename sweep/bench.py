@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from model.files import replace_file
-from model.streams import forgiving_streams
+from model.system.files import replace_file
+from model.system.streams import forgiving_streams
 from sweep.config import ConfigError, blaming, load, parse_settings
-from sweep.run import QUICKSTART
+from sweep.config.load import QUICKSTART
 
 
 @forgiving_streams()
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
         console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
         # Not for the processes that render: they import this file again, and torch takes them seconds.
-        from sweep.benchmark import Benchmark
+        from sweep.benchmark.measure import Benchmark
 
         with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
             with blaming(options.config, settings):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from model.config import TrialConfig, override
-from model.data import Data
-from model.pools import ensure_pools
+from model.data.batches import Data
+from model.data.pools import ensure_pools
 from tests.processes import SETTINGS, TINY, UNCONFIRMED, LocalSweep, Sweep, sets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -20,7 +20,7 @@ QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_folder() -> Iterator[None]:
-    """Gives each of pytest-xdist's processes a temporary folder of its own, where tests look for what a sweep leaves."""
+    """Gives each of pytest-xdist's processes a temporary folder of its own: tests look there for what sweeps leave."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return

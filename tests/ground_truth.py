@@ -14,13 +14,13 @@ import numpy as np
 import optuna
 import torch
 
-from model import checkpoints
-from model.data import Data
-from model.evaluation import evaluate
-from model.pools import ensure_pools
-from model.training import make_network
+from model.data.batches import Data
+from model.data.pools import ensure_pools
+from model.training import checkpoints
+from model.training.evaluation import evaluate
+from model.training.loop import make_network
 from sweep.config import load, read_trial
-from sweep.tensorboard import scalars
+from sweep.tensorboard.writers import scalars
 
 FILE = Path(__file__).with_name("ground_truth.csv")
 SCORES = ("loss", "error_rate", "cer")

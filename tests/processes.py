@@ -95,7 +95,7 @@ def _title(process: psutil.Process) -> str:
 FORKS = multiprocessing.get_context("forkserver")
 
 
-FORKS.set_forkserver_preload(["sweep.run", "sweep.in_process", "sweep.progress", "sweep.report", "optuna.storages"])
+FORKS.set_forkserver_preload(["sweep.run", "sweep.execution.sweep", "optuna.storages"])
 
 
 def _run_local(arguments: list[str], output: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from sweep.config import SweepConfig, load
-from sweep.early_stopping import decides
-from sweep.searcher import Search, TrialRecord
+from sweep.search.early_stopping import decides
+from sweep.search.search import Search, TrialRecord
 from tests.conftest import REPOSITORY
 from tests.ground_truth import AVERAGED, GroundTruth
 

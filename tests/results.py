@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model.training import is_logged
+from model.training.loop import is_logged
 from sweep.config import read_trial
 
 

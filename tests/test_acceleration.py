@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from model import acceleration, ctc
-from model.acceleration import Acceleration
-from model.averaging import AveragedWeights
 from model.config import TrainingConfig, TrialConfig
-from model.data import Data
-from model.training import Epoch, make_network, train
+from model.data.batches import Data
+from model.network import ctc
+from model.training import acceleration
+from model.training.acceleration import Acceleration
+from model.training.averaging import AveragedWeights
+from model.training.loop import Epoch, make_network, train
 from tests.fake_gpu import GPU, cpu_graphs
 
 Make = Callable[..., TrialConfig]

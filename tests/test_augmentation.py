@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import torch
 
-from model.augmentation import augment
 from model.config import AugmentationConfig, TrialConfig
-from model.data import Data
+from model.data.augmentation import augment
+from model.data.batches import Data
 
 
 def draw(config: AugmentationConfig, images: torch.Tensor, seed: int = 0) -> torch.Tensor:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from model import checkpoints
-from model.averaging import AveragedWeights
 from model.config import TrialConfig
-from model.data import Data
-from model.training import make_network, train
+from model.data.batches import Data
+from model.training import checkpoints
+from model.training.averaging import AveragedWeights
+from model.training.loop import make_network, train
 
 Make = Callable[..., TrialConfig]
 MakeData = Callable[[TrialConfig], Data]

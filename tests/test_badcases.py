@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.alphabet import Alphabet
-from model.evaluation import Samples, by_loss
-from sweep.badcases import draw, draw_across, marked
+from model.data.alphabet import Alphabet
+from model.training.evaluation import Samples, by_loss
+from sweep.tensorboard.badcases import draw, draw_across, marked
 
 
 @pytest.mark.parametrize(

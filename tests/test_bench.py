@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import ctc
-from model.alphabet import Alphabet
 from model.config import TrialConfig, override
-from sweep import bench, benchmark, plain
+from model.data.alphabet import Alphabet
+from model.network import ctc
+from sweep import bench
+from sweep.benchmark import baseline as plain
+from sweep.benchmark import measure as benchmark
+from sweep.benchmark.worker import Memory
 from sweep.config import load
-from sweep.lane import Memory
-from sweep.run import QUICKSTART
+from sweep.config.load import QUICKSTART
 from tests.processes import TINY, sets
 
 KEYS = {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from model.crnn import CRNN
+from model.network.crnn import CRNN
 from sweep.config import read_trial
 from tests.board import Board, serve
 from tests.browser import chromium, visit

@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from model.config import TrialConfig, override
-from model.pools import ensure_pools, missing_pools, pool_specs
+from model.data.pools import ensure_pools, missing_pools, pool_specs
 from sweep.run import main
 from tests.conftest import REPOSITORY
 from tests.processes import TINY, UNCONFIRMED, sets, wait_for

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.captchas import main, render
+from model.captchas import main
 from model.config import CaptchaConfig
+from model.data.captchas import render
 from tests.conftest import QUICKSTART
 
 CONFIG = CaptchaConfig(width=96, height=32, render_scale=2)

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import checkpoints
 from model.config import TrialConfig, override
-from model.crnn import CRNN
-from model.predict import Recognizer, main
+from model.network.crnn import CRNN
+from model.predict import main
+from model.reading.recognizer import Recognizer
+from model.training import checkpoints
 from tests.conftest import REPOSITORY
 from tests.processes import TINY
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from model.captchas import check_characters
-from model.config import SCHEDULE_SECTIONS, ConstantSchedule, TrialConfig, override
+from model.config import AnySchedule, TrialConfig, members, override
+from model.config.schedules import ConstantSchedule
+from model.data.captchas import check_characters
 from sweep.config import ConfigError, Parameter, load, parse_settings, split_at_commas
 from sweep.run import main
 from tests.conftest import QUICKSTART, REPOSITORY
@@ -274,15 +275,15 @@ def test_a_new_schedule_leaves_the_old_ones_parameters_behind_and_keeps_the_shar
     assert TrialConfig.model_validate(changed).schedule.warmup == 0.1
 
 
-@pytest.mark.parametrize("base", sorted(SCHEDULE_SECTIONS))
-@pytest.mark.parametrize("name", sorted(SCHEDULE_SECTIONS))
+@pytest.mark.parametrize("base", sorted(members(AnySchedule)))
+@pytest.mark.parametrize("name", sorted(members(AnySchedule)))
 def test_a_searched_schedule_has_its_own_defaults_whatever_the_base_has(tmp_path: Path, base: str, name: str) -> None:
     config = load(
         QUICKSTART, {"schedule.name": base, "search.space": {"schedule.name": {"choice": sorted({base, name})}}}
     )
     (tmp_path / "sweep.yaml").write_text(config.yaml)
     for sweep in (config, load(tmp_path / "sweep.yaml")):
-        assert sweep.with_values({"schedule.name": name}).schedule == SCHEDULE_SECTIONS[name]()
+        assert sweep.with_values({"schedule.name": name}).schedule == members(AnySchedule)[name]()
 
 
 def test_settings_take_the_type_of_what_they_replace() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.config import NetworkConfig, TrialConfig
-from model.crnn import CRNN
+from model.network.crnn import CRNN
 from sweep.config import read_trial
 
 CONFIGS = Path(__file__).parent.parent / "configs"

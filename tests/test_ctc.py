@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model import ctc
-from model.alphabet import Alphabet, collapse
+from model.data.alphabet import Alphabet, collapse
+from model.network import ctc
 
 ALPHABET = Alphabet("ABCD")
 PATHS = {"A--B--C--D-D": "ABCDD", "-A": "A", "A-A": "AA", "AAAA": "A", "----": "", "AABB-B": "ABB", "D": "D"}
@@ -86,7 +86,7 @@ def test_character_error_rate_counts_edits_over_true_characters() -> None:
 INTERPRETED = """
 import torch
 from torch.nn import functional as F
-from model.ctc_kernel import launch
+from model.network.ctc_kernel import launch
 
 torch.manual_seed(0)
 worst = 0.0
@@ -122,7 +122,7 @@ def test_the_kernel_compiles_to_machine_code_for_gpus_that_are_not_here(capabili
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from model.ctc_kernel import _ctc
+    from model.network.ctc_kernel import _ctc
 
     floats = dict.fromkeys(("logits", "losses", "gradient", "alphas", "totals"), "*fp32")
     sizes = dict.fromkeys("TNKL", "i32")

@@ -10,21 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import ctc, device, precision
-from model.averaging import AveragedWeights
 from model.config import TrialConfig
-from model.crnn import CRNN
-from model.data import Data
-from model.evaluation import evaluate
-from model.optimizers import make_optimizer
-from model.pools import ensure_pools
-from model.running_scores import RunningScores
+from model.data.batches import Data
+from model.data.pools import ensure_pools
+from model.network import ctc
+from model.network.crnn import CRNN
+from model.system import device
+from model.training import precision
+from model.training.averaging import AveragedWeights
+from model.training.evaluation import evaluate
+from model.training.optimizers import make_optimizer
+from model.training.running_scores import RunningScores
+from sweep.benchmark.worker import Lane, Measures
 from sweep.config import load
-from sweep.lane import Lane, Measures
-from sweep.resources import this_machine
-from sweep.run import QUICKSTART
-from sweep.searcher import TrialRecord
-from sweep.trial import Trial, Workplace, keep_to_share
+from sweep.config.load import QUICKSTART
+from sweep.config.workplace import Workplace
+from sweep.execution.trial import Trial, keep_to_share
+from sweep.machine.resources import this_machine
+from sweep.search.search import TrialRecord
 from tests.fake_gpu import GPU, fake_tensors
 from tests.processes import TINY
 
@@ -84,7 +87,7 @@ def test_a_streams_batches_are_pinned_for_a_gpu(
         asked.update(options)
         return []
 
-    monkeypatch.setattr("model.data.DataLoader", loader)
+    monkeypatch.setattr("model.data.batches.DataLoader", loader)
     with fake_tensors(monkeypatch):
         assert list(Data(config, cache, place).train_batches(1)) == []
     assert asked["pin_memory"] is pinned
@@ -146,7 +149,8 @@ def test_evaluation_leaves_readings_and_losses_on_the_host(
 ) -> None:
     monkeypatch.setattr(F, "ctc_loss", lambda log_probabilities, *_, **__: log_probabilities.new_empty(40))
     scored: list[torch.device] = []
-    monkeypatch.setattr("model.evaluation.score", lambda *tensors: scored.extend(tensor.device for tensor in tensors))
+    scores = "model.training.evaluation.score"
+    monkeypatch.setattr(scores, lambda *tensors: scored.extend(tensor.device for tensor in tensors))
     with fake_tensors(monkeypatch):
         with GPU:
             network = CRNN(config)
@@ -158,7 +162,7 @@ def test_evaluation_leaves_readings_and_losses_on_the_host(
 
 def test_a_windows_figures_are_logged_when_the_next_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "Event", _Event)
-    monkeypatch.setattr("model.running_scores.loss_and_accuracy", lambda *tensors: (1.0, 0.5))
+    monkeypatch.setattr("model.training.running_scores.loss_and_accuracy", lambda *tensors: (1.0, 0.5))
     logged: list[int] = []
     with fake_tensors(monkeypatch):
         scores = RunningScores(lambda step, values: logged.append(step))

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from model import checkpoints
-from sweep.report import Reporter
+from model.training import checkpoints
 from sweep.report import main as report
 from sweep.run import main
+from sweep.verdict.reporter import Reporter
 from tests.conftest import REPOSITORY
 from tests.processes import FORKS, LocalSweep, StartLocal, resume_local, wait_for
 from tests.results import leaderboard
@@ -86,7 +86,7 @@ def test_an_unexpected_end_leaves_the_winner_the_report_and_the_way_on(
 def test_an_error_before_there_is_a_sweep_is_a_sentence_too(
     arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sweep.resources.allot", lambda *_: 1 / 0)
+    monkeypatch.setattr("sweep.execution.sweep.allot", lambda *_: 1 / 0)
     assert main([*arguments("r", **FEW), "--local"]) == 70
     message = capfd.readouterr().err
     kept = Path(message.strip().rpartition("its traceback is in ")[2])
@@ -109,7 +109,9 @@ def test_without_symbolic_links_a_sweep_has_its_winner_and_its_report(
         assert (tmp_path / "r" / name).exists()
 
 
-@pytest.mark.parametrize("part", ["sweep.verdict.holm", "sweep.report.worst_across", "sweep.page.Page.facts"])
+@pytest.mark.parametrize(
+    "part", ["sweep.verdict.verdict.holm", "sweep.verdict.pictures.worst_across", "sweep.verdict.page.Page.facts"]
+)
 def test_each_part_of_the_report_fails_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import replace_file
+from model.system.files import replace_file
 
 FORK = multiprocessing.get_context("fork")
 

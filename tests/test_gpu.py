@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from model import ctc
-from model.augmentation import augment
 from model.config import AugmentationConfig, TrialConfig, override
-from model.data import Data
-from model.pools import ensure_pools
-from model.predict import Recognizer
-from model.training import make_network, train
+from model.data.augmentation import augment
+from model.data.batches import Data
+from model.data.pools import ensure_pools
+from model.network import ctc
+from model.reading.recognizer import Recognizer
+from model.training.loop import make_network, train
 from tests.processes import TINY, UNCONFIRMED, Sweep, resume, sets, wait_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -99,7 +99,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_cpu() -> None:
 
 def test_a_trial_that_takes_more_than_its_share_of_the_memory_is_refused_it() -> None:
     script = (
-        "import torch; from sweep.trial import keep_to_share; keep_to_share(0.25); "
+        "import torch; from sweep.execution.trial import keep_to_share; keep_to_share(0.25); "
         "torch.empty(int(0.3 * torch.cuda.get_device_properties(0).total_memory), dtype=torch.uint8, device='cuda')"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.captchas import draw
 from model.config import CaptchaConfig
-from model.image_files import MAX_PIXELS, read_image, to_color
+from model.data.captchas import draw
+from model.data.image_files import MAX_PIXELS, read_image, to_color
 
 CONFIG = CaptchaConfig(width=96, height=32, render_scale=2)
 ROTATED = {

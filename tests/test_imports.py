@@ -21,13 +21,13 @@ def test_no_file_of_model_imports_the_sweep_or_its_libraries() -> None:
 
 
 def test_predicting_loads_neither_the_sweep_nor_its_libraries() -> None:
-    code = "import sys, model.predict, model.training; print(*sys.modules)"
+    code = "import sys, model.predict, model.training.loop; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {name.partition(".")[0] for name in loaded} & FORBIDDEN == set()
 
 
 def test_rendering_processes_load_no_torch() -> None:
-    code = "import sys, model.pools; print(*sys.modules)"
+    code = "import sys, model.data.pools; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" not in loaded
 
@@ -43,7 +43,7 @@ def test_tensorboardx_and_yaml_are_known_to_one_file_each() -> None:
 
 def test_trials_ask_ray_for_no_environment_of_their_own_and_so_run_in_the_processes_it_started_ahead() -> None:
     code = (
-        "from sweep.on_ray import RayTrial; from ray.tune.execution.class_cache import _ActorClassCache;"
+        "from sweep.execution.on_ray import RayTrial; from ray.tune.execution.class_cache import _ActorClassCache;"
         "print(_ActorClassCache().get(RayTrial)._default_options['runtime_env'].get('env_vars'))"
     )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -15,7 +15,7 @@ from tests.processes import FORKS, Start, StartLocal, wait_for
 
 FALLS_INTO_A_CALLBACK = """
 import signal, sys, time, weakref
-from sweep import interrupts
+from sweep.execution import interrupts
 
 class Anything:
     pass
@@ -42,7 +42,7 @@ def test_an_interrupt_that_python_would_drop_comes_all_the_same(number: int) -> 
 
 WAITS = """
 import os, signal, time
-from sweep import interrupts
+from sweep.execution import interrupts
 
 interrupts.listen()
 for part in (interrupts.held_back, interrupts.ignored, interrupts.passed_to_tune):
@@ -72,7 +72,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(name: str, disabled: int) -
 def test_a_signal_before_tune_listens_ends_the_search_as_ctrl_c_does() -> None:
     code = """
 import os, signal
-from sweep import interrupts
+from sweep.execution import interrupts
 interrupts.listen()
 try:
     with interrupts.passed_to_tune():

@@ -10,12 +10,13 @@ from typing import Any
 import psutil
 import pytest
 
-from model.pools import ensure_pools
-from sweep import in_process
+from model.data.pools import ensure_pools
 from sweep.config import SweepConfig, load
-from sweep.report import Reporter
-from sweep.searcher import Search, TrialRecord
-from sweep.trial import Trial, Workplace
+from sweep.config.workplace import Workplace
+from sweep.execution import in_process
+from sweep.execution.trial import Trial
+from sweep.search.search import Search, TrialRecord
+from sweep.verdict.reporter import Reporter
 from tests.conftest import QUICKSTART
 from tests.processes import TINY, UNCONFIRMED, Start, wait_for
 

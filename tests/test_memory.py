@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from model.memory import collector_paused
+from model.system.malloc import collector_paused
 
 LEFT = """
 import sys, psutil, torch
-from model.memory import keep_freed_blocks
+from model.system.malloc import keep_freed_blocks
 
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
@@ -36,7 +36,7 @@ def test_what_a_step_frees_stays_with_the_process_for_the_next(size: int) -> Non
 
 GROWN = """
 import psutil, torch
-from model.memory import keep_freed_blocks
+from model.system.malloc import keep_freed_blocks
 
 torch.set_num_threads(1)
 keep_freed_blocks()

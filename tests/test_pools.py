@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.alphabet import Alphabet
-from model.captchas import render
 from model.config import TrialConfig, override
-from model.data import Data
-from model.pools import ensure_pools, open_pool, pool_specs
-from sweep.faults import NO_SPACE, surroundings
+from model.data.alphabet import Alphabet
+from model.data.batches import Data
+from model.data.captchas import render
+from model.data.pools import ensure_pools, open_pool, pool_specs
+from sweep.wording.faults import NO_SPACE, surroundings
 from tests.processes import TINY
 
 CONFIG = TrialConfig.model_validate(override({}, {**TINY, "data.train_images": 40, "data.valid_images": 10}))

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import checkpoints
-from model.captchas import draw
 from model.config import TrialConfig, override
-from model.crnn import CRNN
-from model.predict import Recognizer, main
+from model.data.captchas import draw
+from model.network.crnn import CRNN
+from model.predict import main
+from model.reading.recognizer import Recognizer
+from model.training import checkpoints
 from tests.conftest import REPOSITORY
 from tests.processes import TINY
 from tests.test_image_files import announce

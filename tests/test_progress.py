@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sweep.config import load
-from sweep.progress import Terminal, as_argument
-from sweep.searcher import TrialRecord
+from sweep.search.search import TrialRecord
+from sweep.terminal.terminal import Terminal, as_argument
 from tests.conftest import QUICKSTART, REPOSITORY
 
 HOSTILE = ["runs [old]", "[/x]", "[bold]b[/bold]", ":smile:", "back\\[slash]\\", "[link=http://x]y[/link]", "a  b"]

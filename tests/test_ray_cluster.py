@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweep import ray_cluster
+from sweep.execution import ray_cluster
 from sweep.run import main
 from tests.processes import Start, Sweep, resume, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 STUCK = """
 import os, threading
-from sweep.ray_cluster import RayCluster, ray
+from sweep.execution.ray_cluster import RayCluster, ray
 
 ray.shutdown = threading.Event().wait
 cluster = RayCluster(1)

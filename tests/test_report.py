@@ -13,14 +13,14 @@ import numpy as np
 import optuna_dashboard
 import pytest
 
-from sweep.comparison import Comparison
 from sweep.config import Parameter, load
-from sweep.page import Page, confusions
+from sweep.config.workplace import Workplace
 from sweep.report import main
-from sweep.searcher import Search
-from sweep.significance import SeedsAndImages, holm, interval, p_value
-from sweep.trial import Workplace
-from sweep.verdict import Verdict
+from sweep.search.search import Search
+from sweep.verdict.comparison import Comparison
+from sweep.verdict.page import Page, confusions
+from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
+from sweep.verdict.verdict import Verdict
 from tests.board import serve
 from tests.conftest import QUICKSTART
 from tests.processes import LocalSweep

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sweep.config import SweepConfig, load
-from sweep.progress import Terminal
-from sweep.resources import Machine, allot, mps_runs, recommend, trials_per_gpu, usable_cpus
-from sweep.run import QUICKSTART
+from sweep.config.load import QUICKSTART
+from sweep.machine.cpus import usable_cpus
+from sweep.machine.resources import Machine, allot, mps_runs, recommend, trials_per_gpu
+from sweep.terminal.terminal import Terminal
 
 MACHINE = Machine(cpus=16, gpus=2, gpu_name="a card")
 
@@ -40,7 +41,7 @@ def test_a_damaged_recommendation_counts_as_none(tmp_path: Path, content: str) -
 def test_the_header_tells_whether_trials_share_a_gpu_through_mps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sweep.progress.pick", lambda gpus: torch.device("cpu"))
+    monkeypatch.setattr("sweep.terminal.terminal.pick", lambda gpus: torch.device("cpu"))
     settings = config(tmp_path)
     shared = allot(settings, MACHINE, trials=100, local=False)
     for machine, told in ((MACHINE, "no MPS runs"), (replace(MACHINE, mps=True), "through MPS")):
@@ -133,7 +134,7 @@ def test_a_dry_run_plans_for_what_slurm_allots(tmp_path: Path) -> None:
 IN_A_CGROUP = """
 import os
 from pathlib import Path
-from sweep.resources import usable_cpus
+from sweep.machine.cpus import usable_cpus
 
 cgroup = Path("/sys/fs/cgroup/cpu") if Path("/sys/fs/cgroup/cpu").exists() else Path("/sys/fs/cgroup")
 outer = cgroup / f"crnn-sweep-test-{os.getpid()}"

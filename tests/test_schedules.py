@@ -4,17 +4,16 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from model.config import (
-    SCHEDULE_SECTIONS,
+from model.config import Schedule, members
+from model.config.schedules import (
+    AnySchedule,
     CosineSchedule,
     ExponentialSchedule,
     LinearSchedule,
     OneCycleSchedule,
-    Schedule,
     StepSchedule,
     WarmupStableDecaySchedule,
 )
-from model.schedules import SCHEDULES, factor
 
 STEPS = 40
 References = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
@@ -40,36 +39,35 @@ def test_schedule_equals_torchs_own(schedule: Schedule, reference: References) -
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = reference(optimizer)
     for step in range(STEPS):
-        assert factor(schedule, step, STEPS) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        assert schedule.factor(step, STEPS) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         theirs.step()
 
 
 def test_notebooks_two_phases_are_one_milestone() -> None:
     schedule = StepSchedule(milestones=(0.75,), gamma=0.1)
-    rates = [factor(schedule, step, 40) for step in range(40)]
+    rates = [schedule.factor(step, 40) for step in range(40)]
     assert rates == [1.0] * 30 + [0.1] * 10
 
 
 def test_warmup_stable_decay_stands_still_until_it_decays() -> None:
     schedule = WarmupStableDecaySchedule(warmup=0.1, decay=0.5, final=0.0)
-    rates = [factor(schedule, step, 200) for step in range(200)]
+    rates = [schedule.factor(step, 200) for step in range(200)]
     assert rates[:20] == sorted(rates[:20])
     assert set(rates[20:110]) == {1.0}
     assert rates[110:] == sorted(rates[110:], reverse=True)
     assert rates[-1] == pytest.approx(1 / 90)
 
 
-@pytest.mark.parametrize("name", SCHEDULE_SECTIONS)
-def test_every_schedule_stays_between_0_and_1_with_and_without_warmup(name: str) -> None:
-    assert set(SCHEDULES) == set(SCHEDULE_SECTIONS)
+@pytest.mark.parametrize("section", members(AnySchedule).values())
+def test_every_schedule_stays_between_0_and_1_with_and_without_warmup(section: type[Schedule]) -> None:
     for warmup in (0.0, 0.3):
-        schedule = SCHEDULE_SECTIONS[name](warmup=warmup)
+        schedule = section(warmup=warmup)
         for steps in (1, 2, 3, 50):
-            assert all(0 <= factor(schedule, step, steps) <= 1 for step in range(steps))
+            assert all(0 <= schedule.factor(step, steps) <= 1 for step in range(steps))
 
 
 def test_warmup_climbs_in_equal_steps_to_where_the_schedule_begins() -> None:
-    rates = [factor(CosineSchedule(warmup=0.2), step, 50) for step in range(50)]
+    rates = [CosineSchedule(warmup=0.2).factor(step, 50) for step in range(50)]
     assert rates[:11] == pytest.approx([(step + 1) / 11 for step in range(11)])
     assert rates[10] == 1

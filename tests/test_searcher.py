@@ -8,13 +8,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from model.seeds import derive
+from model.system.seeds import derive
 from sweep.config import Asha, ConfigError, SweepConfig, load
-from sweep.early_stopping import is_rung
-from sweep.report import table
-from sweep.search_space import identity, point, size
-from sweep.searcher import SAMPLERS, Search, TrialRecord, limit, mean_test_error, trial_count, trial_name
-from sweep.tensorboard import hparams
+from sweep.search.early_stopping import is_rung
+from sweep.search.points import identity, point, size
+from sweep.search.search import SAMPLERS, Search, TrialRecord, limit, mean_test_error, trial_count, trial_name
+from sweep.tensorboard.writers import hparams
+from sweep.verdict.leaderboard import table
 from tests.conftest import QUICKSTART
 from tests.processes import UNCONFIRMED
 

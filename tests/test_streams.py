@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoints import save
 from model.config import TrialConfig
-from model.crnn import CRNN
+from model.network.crnn import CRNN
+from model.training.checkpoints import save
 from tests.conftest import REPOSITORY
 
 COMMAND = """
 import os, sys
 from contextlib import suppress
-from model.streams import forgiving_streams
+from model.system.streams import forgiving_streams
 
 @forgiving_streams()
 def main():

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from sweep import study_file
 from sweep.config import ConfigError, SweepConfig, load
 from sweep.report import main as report
 from sweep.run import main
-from sweep.searcher import Search
+from sweep.search import study_file
+from sweep.search.search import Search
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, UNCONFIRMED, LocalSweep, resume_local, wait_for
 from tests.results import leaderboard

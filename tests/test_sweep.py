@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model.predict import Recognizer
+from model.reading.recognizer import Recognizer
 from sweep.config import load
 from tests.board import serve
 from tests.conftest import REPOSITORY
@@ -128,8 +128,8 @@ def test_the_winner_loads_repeats_and_predicts(ray_sweep: tuple[Path, str], tmp_
 def test_predictions_match_the_validation_score(ray_sweep: tuple[Path, str], cache: Path) -> None:
     import torch
 
-    from model.data import Data
-    from model.evaluation import evaluate
+    from model.data.batches import Data
+    from model.training.evaluation import evaluate
 
     root, _ = ray_sweep
     recognizer = Recognizer.from_checkpoint(root / "best.pt")

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweep.tensorboard import SweepWriter
-from sweep.tensorboard_server import TensorBoard
+from sweep.tensorboard.server import TensorBoard
+from sweep.tensorboard.writers import SweepWriter
 from tests.board import Board
 from tests.processes import Start, StartLocal, wait_for
 
@@ -23,7 +23,7 @@ SLOW = pytest.mark.slow
 HOLDS_A_SERVER = """
 import sys, time
 from pathlib import Path
-from sweep.tensorboard_server import TensorBoard
+from sweep.tensorboard.server import TensorBoard
 
 board = TensorBoard(Path(sys.argv[1]), lambda address: print(address, flush=True), print)
 time.sleep(60)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from model import checkpoints
 from model.config import OptimizerConfig, TrialConfig
-from model.data import Data
-from model.evaluation import evaluate
-from model.optimizers import OPTIMIZERS, make_optimizer
-from model.running_scores import Diverged
-from model.training import Epoch, make_network, train
+from model.data.batches import Data
+from model.training import checkpoints
+from model.training.evaluation import evaluate
+from model.training.loop import Epoch, make_network, train
+from model.training.optimizers import OPTIMIZERS, make_optimizer
+from model.training.running_scores import Diverged
 
 Make = Callable[..., TrialConfig]
 MakeData = Callable[[TrialConfig], Data]
@@ -89,7 +89,7 @@ def test_an_infinite_loss_ends_the_trial_at_once(tiny: Make, tiny_data: MakeData
 
 @pytest.mark.parametrize("epochs", [1, 3, 150, 450])
 def test_batch_curves_have_at_most_200_points_with_increasing_steps(tiny: Make, epochs: int) -> None:
-    from model.training import is_logged
+    from model.training.loop import is_logged
 
     steps = [step for step in range(1, 37 * epochs + 1) if is_logged(step, 37, epochs)]
     assert 0 < len(steps) <= 200
@@ -119,8 +119,8 @@ def test_scores_weigh_each_image_the_same_whatever_the_batches(tiny: Make, tiny_
 
 
 def test_bfloat16_gradients_are_close_to_float32(tiny: Make, tiny_data: MakeData) -> None:
-    from model import ctc
-    from model.precision import autocast
+    from model.network import ctc
+    from model.training.precision import autocast
 
     config = tiny()
     images, labels = next(tiny_data(config).train_batches(1))

@@ -10,13 +10,14 @@ import pytest
 import torch
 from sqlalchemy import Engine, event
 
-from model.pools import ensure_pools
-from sweep import in_process
+from model.data.pools import ensure_pools
 from sweep.config import load
-from sweep.faults import last_error, one_line
-from sweep.searcher import Search, TrialRecord
-from sweep.tensorboard import scalars
-from sweep.trial import Trial, Workplace
+from sweep.config.workplace import Workplace
+from sweep.execution import in_process
+from sweep.execution.trial import Trial
+from sweep.search.search import Search, TrialRecord
+from sweep.tensorboard.writers import scalars
+from sweep.wording.faults import last_error, one_line
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, TINY, UNCONFIRMED
 

@@ -1,0 +1,79 @@
+"""`captcha:` and `data:`: what an image shows, and where the images come from."""
+
+import string
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from model.config.section import Section, Seed, shown, unusable_path
+
+Images = Annotated[int, Field(ge=1, le=100_000_000)]
+FontSize = Annotated[int, Field(ge=4, le=512)]
+TextLength = Annotated[int, Field(ge=1, le=256)]
+
+_MOST_PIXELS = 4096 * 4096  # of one captcha as it is drawn
+
+
+class CaptchaConfig(Section):
+    """What one image shows. It is drawn `render_scale` times larger, then shrunk: the library's
+    noise dots are 3 pixels wide and swamp small images, and `font_sizes` (pixels) fit 192×64."""
+
+    characters: str = string.digits + string.ascii_uppercase
+    length: TextLength | tuple[TextLength, TextLength] = 4
+    width: Annotated[int, Field(ge=8, le=4096)] = 192
+    height: Annotated[int, Field(ge=8, le=4096)] = 64
+    font_sizes: Annotated[tuple[FontSize, ...], Field(min_length=1, max_length=32)] = (42, 50, 56)
+    color: Literal["rgb", "grey"] = "rgb"
+    render_scale: Annotated[int, Field(ge=1, le=8)] = 1
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.color == "rgb" else 1
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Shortest and longest text."""
+        return (self.length, self.length) if isinstance(self.length, int) else self.length
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unusable = [c for c in self.characters if not c.isprintable() or c.isspace() or c == "/"]
+        if not 1 <= len(self.characters) <= 255 or unusable or len(set(self.characters)) != len(self.characters):
+            raise ValueError(  # 255: one byte for each, with the blank
+                "captcha.characters must be 1 to 255 different, printable characters without spaces and '/', "
+                f"got {shown(self.characters)}"
+            )
+        low, high = self.lengths
+        if low > high:
+            raise ValueError(f"captcha.length must not have its first number above its second, got [{low}, {high}]")
+        if self.width * self.height * self.render_scale**2 > _MOST_PIXELS:
+            raise ValueError(
+                f"captcha.render_scale must give at most {_MOST_PIXELS:,} pixels, got {self.render_scale}: "
+                f"captcha.width {self.width} and captcha.height {self.height} are multiplied by it"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """`pool`: rendered once into files that all trials map, kept under `path` (default: the cache
+    directory; below the output directory unless absolute). `stream`: every training image is fresh,
+    an epoch is `train_images` long."""
+
+    source: Literal["pool", "stream"] = "pool"
+    path: str | None = None
+    train_images: Images = 20_000
+    valid_images: Images = 2_000
+    test_images: Images = 2_000
+    seed: Seed = 0
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_a_folder(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        problem = unusable_path(value)
+        if not value.startswith("/") and {"..", "~"} & {value[:1], *value.split("/")}:
+            problem = "must lie below the output directory or be absolute"
+        if problem is not None:
+            raise ValueError(f"{problem}, got {shown(value)}")
+        return value

@@ -1,0 +1,58 @@
+"""`network:`: the recogniser's layers."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from model.config.section import Positive, Section, shown
+
+Units = Annotated[int, Field(ge=1, le=4096)]
+Layers = Annotated[int, Field(ge=1, le=16)]
+Kernel = Annotated[int, Field(ge=1, le=31)]
+Window = Annotated[int, Field(ge=1, le=64)]
+
+
+class NetworkConfig(Section):
+    """Blocks of `layers` × (convolution, batch-norm, ReLU) and a max-pool of (height, width) each.
+
+    `layers` and `kernels` are one number for all blocks or one per block. `orthogonal` with
+    `standardize` leaves CTC's all-blank plateau soonest; `torch` without it is the notebook's way.
+    """
+
+    channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=32)] = (16, 32, 48, 64, 64)
+    layers: Layers | tuple[Layers, ...] = 1
+    kernels: Kernel | tuple[Kernel, ...] = 3
+    pools: tuple[Window | tuple[Window, Window], ...] = (2, 2, 2, (2, 1), (2, 1))
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lstm_size: Positive = 64
+    lstm_layers: Layers = 1
+    initialization: Literal["orthogonal", "torch"] = "orthogonal"
+    standardize: bool = True
+
+    @property
+    def blocks(self) -> list[tuple[int, int, int, tuple[int, int]]]:
+        """Per block: channels, layers, kernel, (pool height, pool width)."""
+        layers, kernels = (
+            (value,) * len(self.channels) if isinstance(value, int) else value for value in (self.layers, self.kernels)
+        )
+        pools = [(pool, pool) if isinstance(pool, int) else pool for pool in self.pools]
+        return list(zip(self.channels, layers, kernels, pools, strict=True))
+
+    def feature_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the last feature map; its width is the number of CTC time steps T."""
+        for _, _, _, (pool_height, pool_width) in self.blocks:
+            height, width = height // pool_height, width // pool_width
+        return height, width
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("layers", "kernels", "pools"):
+            value = getattr(self, key)
+            if not isinstance(value, int) and len(value) != len(self.channels):
+                raise ValueError(
+                    f"network.{key} must have one entry for each of the {len(self.channels)} blocks of "
+                    f"network.channels, got {len(value)} entries"
+                )
+        if any(kernel % 2 == 0 for _, _, kernel, _ in self.blocks):
+            raise ValueError(f"network.kernels must be odd, got {shown(self.kernels)}")
+        return self

@@ -1,0 +1,95 @@
+"""Draws captchas: (seed, split, index) → one image and its text, the same wherever and in whatever order."""
+
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import captcha.image
+import numpy as np
+from captcha.image import ImageCaptcha
+from PIL import Image, ImageDraw, ImageFont
+
+from model.config import CaptchaConfig, shown
+
+Split = Literal["train", "valid", "test"]
+
+
+class _SeededSecrets:
+    """Stands in for the `secrets` module, from which the library draws and which can't be seeded."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.randbelow = generator.randrange
+        self.randbits = generator.getrandbits
+        self.choice = generator.choice
+
+
+def check_characters(characters: str) -> None:
+    """Raises ValueError, naming them, if some of the characters have no glyph in one of the library's fonts, which then
+    draws the same box for each, or if some are drawn alike: no network could tell those apart."""
+    for file in captcha.image.DEFAULT_FONTS:
+        font = ImageFont.truetype(file, 64)
+        missing = _ink(font, _UNASSIGNED)
+        seen: dict[tuple[tuple[int, int], bytes], str] = {}
+        undrawn = []
+        for character in characters:
+            ink = _ink(font, character)
+            if ink in (missing, _NO_INK):
+                undrawn.append(character)
+            elif ink in seen:
+                raise ValueError(
+                    f"captcha.characters must look different, got {seen[ink]!r} (U+{ord(seen[ink]):04X}) and "
+                    f"{character!r} (U+{ord(character):04X}): {Path(file).name} draws them alike"
+                )
+            seen[ink] = character
+        if undrawn:
+            raise ValueError(
+                f"captcha.characters must be in the font, got {shown(''.join(undrawn))}: {Path(file).name} has no "
+                f"glyph for {'it' if len(undrawn) == 1 else 'them'}"
+            )
+
+
+_UNASSIGNED = "\uffff"  # never a character, so that fonts draw their sign for a missing glyph
+_NO_INK = ((0, 0), b"")
+
+
+def _ink(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
+    """A character's picture cut to its ink, as the library cuts it out: size and pixels."""
+    mask = Image.new("L", (256, 256))
+    ImageDraw.Draw(mask).text((96, 96), character, font=font, fill=255)
+    picture = mask.crop(mask.getbbox() or (0, 0, 0, 0))
+    return picture.size, picture.tobytes()
+
+
+@lru_cache(maxsize=8)
+def _painter(characters: str, width: int, height: int, font_sizes: tuple[int, ...]) -> ImageCaptcha:
+    check_characters(characters)
+    return ImageCaptcha(width=width, height=height, font_sizes=font_sizes)
+
+
+def draw(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[Image.Image, str]:
+    """The image (width × height of the config) and its text. Not for two threads of one process at once."""
+    generator = random.Random(f"{seed}/{split}/{index}")
+    text = "".join(generator.choices(config.characters, k=generator.randint(*config.lengths)))
+    scale = config.render_scale
+    painter = _painter(config.characters, config.width * scale, config.height * scale, config.font_sizes)
+    genuine = captcha.image.secrets
+    captcha.image.secrets = _SeededSecrets(generator)
+    try:
+        image = painter.generate_image(text)
+    finally:
+        captcha.image.secrets = genuine
+    image = image.reduce(scale)
+    return (image.convert("L") if config.color == "grey" else image), text
+
+
+def render(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[np.ndarray, str]:
+    """The image as uint8 (C, H, W) and its text."""
+    image, text = draw(config, seed, split, index)
+    return to_array(image), text
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """uint8 (C, H, W) of an RGB or grey image."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,0 +1,67 @@
+"""The network. N images, C channels, H × W pixels, T time steps, K classes (the blank is 0)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import TrialConfig
+from model.data.alphabet import Alphabet
+
+
+class CRNN(nn.Module):
+    """uint8 or 0…1 float images (N, C, H, W) → logits (T, N, K), float32 unless autocast."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        super().__init__()
+        network = config.network
+        self.standardize = network.standardize
+        self.cnn = nn.Sequential()
+        channels = config.captcha.channels
+        for block, (width, layers, kernel, pool) in enumerate(network.blocks, start=1):
+            for layer in range(1, layers + 1):
+                self.cnn.add_module(f"conv{block}{layer}", nn.Conv2d(channels, width, kernel, padding=kernel // 2))
+                self.cnn.add_module(f"bn{block}{layer}", nn.BatchNorm2d(width))
+                if layer == layers:  # before the ReLU, which gives the same numbers with less work
+                    self.cnn.add_module(f"pool{block}", nn.MaxPool2d(pool))
+                self.cnn.add_module(f"relu{block}{layer}", nn.ReLU(inplace=True))
+                channels = width
+        self.cnn.add_module("dropout", nn.Dropout(network.dropout))
+        rows, _ = network.feature_size(config.captcha.height, config.captcha.width)
+        self.lstm = nn.LSTM(channels * rows, network.lstm_size, network.lstm_layers, bidirectional=True)
+        self.fc = nn.Linear(2 * network.lstm_size, Alphabet(config.captcha.characters).classes)
+        if network.initialization == "orthogonal":
+            self.apply(_leave_plateau_soon)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        if self.standardize:
+            x = F.layer_norm(x, x.shape[1:])  # each image to mean 0, deviation 1
+        x = self.cnn(x)  # (N, C', H', T)
+        x = x.flatten(1, 2).permute(2, 0, 1)  # (T, N, C'·H')
+        x, _ = self.lstm(x)  # (T, N, 2·lstm_size)
+        logits: Tensor = self.fc(x)  # (T, N, K)
+        return logits
+
+
+def _leave_plateau_soon(module: nn.Module) -> None:
+    """Kaiming convolutions (He et al. 2015), orthogonal recurrent and Xavier input weights, and a forget
+    gate that starts open (bias 1; Jozefowicz et al. 2015, section 2.2)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LSTM):
+        for name, parameter in module.named_parameters():
+            gates = parameter.data.chunk(4)  # input, forget, cell, output
+            for gate in gates:
+                if name.startswith("weight_hh"):
+                    nn.init.orthogonal_(gate)
+                elif name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(gate)
+                else:
+                    nn.init.zeros_(gate)
+            if name.startswith("bias_ih"):
+                nn.init.ones_(gates[1])
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,120 @@
+"""CTC loss, greedy decoding and scores. Labels (N, L) hold class indices, padded with 0, the blank. They stay on the
+CPU: cuDNN's loss takes them from there, and asking the device for their lengths would make the host wait at every step.
+
+Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
+"""
+
+from typing import Any
+
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.data.alphabet import BLANK
+
+
+def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood (N,) of each label, in float32 whatever the logits' (T, N, K) type."""
+    steps, images, _ = logits.shape
+    return F.ctc_loss(
+        logits.float().log_softmax(2),
+        # As int32 in one row on the CPU, or torch takes its own CUDA loss, which waits for the device.
+        labels[labels != BLANK].int(),
+        input_lengths=torch.full((images,), steps, dtype=torch.long),
+        target_lengths=label_lengths(labels),
+        blank=BLANK,
+        reduction="none",
+    )
+
+
+def recordable_ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same as `ctc_losses`, for labels on the logits' device: their lengths are data, so a CUDA graph that records
+    this loss may be replayed with other labels."""
+    losses: Tensor = _losses_and_gradients(logits.float(), labels)[0]
+    return losses
+
+
+@torch.library.custom_op("crnn_sweep::ctc", mutates_args=())
+def _losses_and_gradients(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and their gradients with respect to the logits (T, N, K)."""
+    if logits.device.type != "cpu":
+        from model.network.ctc_kernel import launch  # Triton comes with torch's GPU builds alone
+
+        return launch(logits, labels)
+    # An operator has no autograd inside, so these are the two halves of torch's own loss.
+    steps, images, _ = logits.shape
+    log_probabilities = logits.log_softmax(2)
+    lengths = [steps] * images, label_lengths(labels).tolist()
+    arguments = log_probabilities, labels[labels != BLANK].int(), *lengths
+    losses, alphas = torch.ops.aten._ctc_loss(*arguments, BLANK, False)
+    ones = torch.ones_like(losses)
+    gradients = torch.ops.aten._ctc_loss_backward(ones, *arguments, losses, alphas, BLANK, False)
+    return losses, torch.ops.aten._log_softmax_backward_data(gradients, log_probabilities, 2, logits.dtype)
+
+
+@_losses_and_gradients.register_fake
+def _(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[1]), torch.empty_like(logits)
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _scale_gradients(ctx: Any, of_losses: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    (gradients,) = ctx.saved_tensors
+    return gradients * of_losses[:, None], None
+
+
+_losses_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+def ctc_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over images of the loss per character, as torch's own `reduction="mean"`."""
+    return mean_per_character(ctc_losses(logits, labels), labels)
+
+
+def mean_per_character(losses: Tensor, labels: Tensor) -> Tensor:
+    """The mean over images of the loss per character; an empty label counts as one character."""
+    return (losses / label_lengths(labels).clamp(min=1).to(losses.device, non_blocking=True)).mean()
+
+
+def label_lengths(labels: Tensor) -> Tensor:
+    return (labels != BLANK).sum(1)
+
+
+def best_path(logits: Tensor) -> Tensor:
+    """The likeliest class at each time step: uint8 (N, T)."""
+    return logits.argmax(2).T.to(torch.uint8)
+
+
+def collapse(path: Tensor) -> Tensor:
+    """What a path (N, T) reads: without its repeats, then without blanks, padded with 0 to (N, T)."""
+    repeats = torch.zeros_like(path, dtype=torch.bool)
+    repeats[:, 1:] = path[:, 1:] == path[:, :-1]
+    kept = (path != BLANK) & ~repeats
+    # What is not kept is written to one column too many, which is then cut off.
+    position = torch.where(kept, kept.cumsum(1) - 1, path.shape[1])
+    return path.new_zeros(path.shape[0], path.shape[1] + 1).scatter_(1, position, path)[:, :-1]
+
+
+def greedy_decode(logits: Tensor) -> Tensor:
+    """What the best path of each image reads: uint8 (N, T), padded with 0."""
+    return collapse(best_path(logits))
+
+
+def exact_matches(decoded: Tensor, labels: Tensor) -> Tensor:
+    """Whether the whole text is right: bool (N,)."""
+    length = labels.shape[1]
+    return (decoded[:, :length] == labels).all(1) & (decoded[:, length:] == BLANK).all(1)
+
+
+def character_error_rate(decoded: Tensor, labels: Tensor) -> float:
+    """Edit distance over true characters; an image counts at most all its characters, so it stays in 0…1."""
+    wrong = ~exact_matches(decoded, labels)
+    errors = 0
+    for read, true in zip(decoded[wrong].tolist(), labels[wrong].tolist(), strict=True):
+        true = [index for index in true if index != BLANK]
+        errors += min(Levenshtein.distance([index for index in read if index != BLANK], true), len(true))
+    return errors / int(label_lengths(labels).sum())

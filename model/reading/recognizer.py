@@ -1,0 +1,96 @@
+"""Reads image files with a trained network."""
+
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.config import TrialConfig
+from model.data.alphabet import Alphabet
+from model.data.captchas import to_array
+from model.data.image_files import SUFFIXES, read_image, to_color
+from model.network import ctc
+from model.network.crnn import CRNN
+from model.system.files import reason
+from model.training import checkpoints
+
+Failed = Callable[[str], None]  # takes a sentence that names a file and what is wrong with it
+
+
+class Recognizer:
+    """A trained network, ready to read images."""
+
+    def __init__(self, config: TrialConfig, network: CRNN) -> None:
+        self.config, self.network = config, network.eval()
+        self.alphabet = Alphabet(config.captcha.characters)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> Self:
+        """Raises OSError or ValueError."""
+        return cls(*checkpoints.load_network(path))
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An image in any of Pillow's modes → uint8 (C, H, W), in the size and colours of the training images."""
+        return self._resized(to_color(image, self.config.captcha.channels))
+
+    def _resized(self, image: Image.Image) -> Tensor:
+        size = (self.config.captcha.width, self.config.captcha.height)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BOX)
+        return torch.from_numpy(to_array(image).copy())
+
+    @property
+    def batch_size(self) -> int:
+        """How many images to read at once: 64, or fewer where their largest feature map takes more than 256 MB."""
+        return max(1, min(64, 2**28 // checkpoints.feature_map_bytes(self.config)))
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> list[tuple[str, float]]:
+        """uint8 (N, C, H, W) → the text of each and the probability that CTC gives to this text, 0…1.
+
+        For an empty text the confidence is 0: an image without a text is none that the network was trained on.
+        """
+        logits = self.network(images)  # (T, N, K)
+        decoded = ctc.greedy_decode(logits)  # (N, T)
+        confidence = (-ctc.ctc_losses(logits, decoded)).exp().clamp(max=1) * (ctc.label_lengths(decoded) > 0)
+        texts = [self.alphabet.decode(row) for row in decoded.tolist()]
+        return list(zip(texts, confidence.tolist(), strict=True))
+
+    def read_files(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, str, float]]:
+        """Each image's file, text and confidence, in order. Files that can't be read are left out, and `failed` is
+        called with a sentence for each. At most `batch_size` images are in memory at once."""
+        images = self._images(files, failed)
+        while batch := list(islice(images, self.batch_size)):
+            readings = self.read(torch.stack([image for _, image in batch]))
+            for (file, _), (text, confidence) in zip(batch, readings, strict=True):
+                yield file, text, confidence
+
+    def _images(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, Tensor]]:
+        for file in files:
+            try:
+                image = self._resized(read_image(file, self.config.captcha.channels))
+            except (OSError, ValueError) as error:
+                failed(str(error))
+            else:
+                yield file, image
+
+
+def image_files(paths: Iterable[Path], failed: Failed) -> Iterator[Path]:
+    """Files as they are given; of a folder the images in it, sorted by name, without its subfolders."""
+    for path in paths:
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                yield path
+                continue
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.is_dir())
+        except (OSError, ValueError) as error:
+            failed(f"{path}: {reason(error)}")
+            continue
+        yield from files
+        if not files:
+            failed(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")

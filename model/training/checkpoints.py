@@ -1,0 +1,171 @@
+"""Saving whole or not at all, and loading what strangers send without running it."""
+
+import io
+import warnings
+import zipfile
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from crc32c import crc32c
+from pydantic import ValidationError
+from torch import Tensor
+
+from model.config import TrialConfig
+from model.network.crnn import CRNN
+from model.system.files import replace_file
+
+_TRAILER = b"\ncrc32c %08x\n"  # behind the zip archive, where torch does not look; it checks no checksum of its own
+_MAX_FEATURE_MAP = 2**31  # bytes, of one image
+_MAX_CONFIG_PARTS = 10_000
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Synced to the disk, whole or not at all. Raises OSError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    replace_file(path, data, _TRAILER % crc32c(data))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """To the CPU, tensors and plain values only. Raises OSError, and ValueError for what is no whole checkpoint.
+
+    Whatever is in the file, this takes about as much memory as the file has bytes.
+    """
+    if path.exists() and not path.is_file():  # from a FIFO or a device one may read for ever
+        raise ValueError(f"{path}: not a regular file")
+    with path.open("rb") as file:
+        problem = "this is no checkpoint, or a damaged one"
+        try:
+            _check_archive(file)
+            if not _checksum_fits(file):
+                problem = "this checkpoint is damaged: its checksum does not fit"
+                raise ValueError
+            file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd kinds of tensors, which are refused below
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # zipfile and torch raise whatever they meet
+            raise ValueError(f"{path}: {problem}") from error
+    if not isinstance(state, dict) or "network" not in state:
+        raise ValueError(f"{path}: this is no checkpoint of a recogniser")
+    return state
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """Raises ValueError for a zip archive that unpacks to more than its size: torch compresses nothing."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > file.seek(0, io.SEEK_END):
+        raise ValueError
+
+
+def _checksum_fits(file: BinaryIO) -> bool:
+    """Also true of a file without a checksum, as `torch.save` writes it."""
+    body = max(0, file.seek(0, io.SEEK_END) - len(_TRAILER % 0))
+    file.seek(body)
+    trailer = file.read()
+    if not trailer.startswith(b"\ncrc32c "):
+        return True
+    file.seek(0)
+    checksum = 0
+    while block := file.read(min(1 << 22, body - file.tell())):
+        checksum = crc32c(block, checksum)
+    return trailer == _TRAILER % checksum
+
+
+def load_network(path: Path) -> tuple[TrialConfig, CRNN]:
+    """The config and the trained network of a best.pt. Raises OSError and ValueError.
+
+    What the config asks for is compared with the weights in the file before any memory is taken for it.
+    """
+    state = load(path)
+    try:
+        if "config" not in state and "optimizer" in state:
+            raise ValueError("this is a checkpoint to resume training from; give the best.pt beside it")
+        config = _config(state.get("config"))
+        return config, _network(config, state["network"], path.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def feature_map_bytes(config: TrialConfig) -> int:
+    """The largest feature map that the network makes of one image."""
+    height, width, largest = config.captcha.height, config.captcha.width, 0
+    for channels, _, _, (pool_height, pool_width) in config.network.blocks:
+        largest = max(largest, 4 * channels * height * width)
+        height, width = height // pool_height, width // pool_width
+    return largest
+
+
+def _config(tree: Any) -> TrialConfig:
+    """Raises ValueError with a sentence about the first thing that is wrong."""
+    if not isinstance(tree, Mapping):
+        raise ValueError("there is no config in it")
+    _check_size(tree)
+    try:
+        return TrialConfig.model_validate(tree)
+    except ValidationError as error:
+        # Without the input, which may be as long as the file, and the address of pydantic's page.
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should be", "must be", 1)
+        raise ValueError(f"the config in it can't be used: {key}{': ' * bool(key)}{problem}") from None
+
+
+def _check_size(tree: Any) -> None:
+    """Raises ValueError for more parts than any config has. A pickle may name a list often, in a list that it names
+    often again: such a tree has no end for a reader, though the file is small."""
+    parts, count = [tree], 0
+    while parts:
+        part = parts.pop()
+        count += 1
+        if count + len(parts) > _MAX_CONFIG_PARTS:
+            raise ValueError("the config in it is too large")
+        children = part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple | set) else ()
+        parts.extend(islice(children, _MAX_CONFIG_PARTS))
+
+
+def _network(config: TrialConfig, weights: Any, file_bytes: int) -> CRNN:
+    """Raises ValueError if the weights are not those of the config's network."""
+    if not isinstance(weights, Mapping) or not all(map(_is_plain, weights.values())):
+        raise ValueError("the network in it is no table of tensors")
+    # A pickle may describe a large tensor as few numbers that are repeated.
+    if sum(weight.numel() * weight.element_size() for weight in weights.values()) > file_bytes:
+        raise ValueError("its weights are larger than the file")
+    layers = sum(layers for _, layers, _, _ in config.network.blocks) + config.network.lstm_layers
+    if layers > len(weights):
+        raise ValueError(f"its config has {layers} layers, but there are {len(weights)} weights in it")
+    if feature_map_bytes(config) > _MAX_FEATURE_MAP:
+        raise ValueError(f"its network would take more than {_MAX_FEATURE_MAP >> 30} GB of memory for each image")
+    try:
+        with torch.device("meta"):  # shapes alone, without memory
+            network = CRNN(config)
+    except (RuntimeError, OverflowError, TypeError):
+        raise ValueError("the network of its config is larger than torch can make") from None
+    expected = network.state_dict()
+    for name in [*expected, *weights]:
+        needed, found = (tuple(table[name].shape) if name in table else None for table in (expected, weights))
+        if needed != found:
+            problem = "is missing" if found is None else f"has the shape {found}" + f", must be {needed}" * bool(needed)
+            raise ValueError(f"the weights in it are not those of its config: {name!s:.80} {problem}")
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise ValueError("the weights in it are not all finite numbers")
+    network.to_empty(device="cpu").load_state_dict(weights)
+    return network
+
+
+def _is_plain(weight: Any) -> bool:
+    return (
+        type(weight) is Tensor
+        and weight.device.type == "cpu"
+        and weight.layout == torch.strided
+        and not weight.is_quantized
+        and not weight.is_complex()
+    )

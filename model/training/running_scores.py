@@ -1,0 +1,78 @@
+"""Scores of an epoch's training batches, logged as means over windows of steps."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from model.network import ctc
+from model.training.evaluation import Samples, Scores, by_loss, loss_and_accuracy, score
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+class Diverged(Exception):
+    """The training loss became NaN or infinite."""
+
+
+class RunningScores:
+    """Collects the losses, best paths and labels of an epoch's batches.
+
+    An accelerator runs behind the host. So the figures of a window are on their way to the host while the next window
+    is trained on, and the host waits for the device at the end of an epoch only. On a CPU they are there at once.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []  # losses (N,), best paths (N, T), labels (N, L)
+        self._logged = 0  # batches in windows that have ended
+        self._pending: tuple[int, float, _Fetched] | None = None
+
+    def add(self, losses: Tensor, paths: Tensor, labels: Tensor) -> None:
+        self._batches.append((losses, paths, labels))
+
+    def end_window(self, step: int, rate: float) -> None:
+        """Logs the batches since the last window under `step`. Raises Diverged."""
+        self.flush()
+        self._pending = step, rate, _Fetched(self._batches[self._logged :])
+        self._logged = len(self._batches)
+        if self._pending[2].is_here:
+            self.flush()
+
+    def flush(self) -> None:
+        """Logs the last window, if that has not been done yet. Raises Diverged."""
+        if self._pending is None:
+            return
+        (step, rate, fetched), self._pending = self._pending, None
+        loss, accuracy = loss_and_accuracy(*fetched.wait())
+        values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
+        self._log(step, {f"train/{name}": value for name, value in values.items()})
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss was {loss} by step {step}")
+
+    def end_epoch(self, number: int) -> tuple[Scores, Samples]:
+        """Scores of the epoch with this number, and the last batch's samples. Raises Diverged."""
+        self.flush()
+        scores = score(*_Fetched(self._batches).wait())
+        if not math.isfinite(scores.loss):
+            raise Diverged(f"the loss was {scores.loss} in epoch {number}")
+        return scores, by_loss(*_Fetched(self._batches[-1:]).wait())
+
+
+class _Fetched:
+    """Losses, best paths and labels of some batches on their way to the host."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        losses, paths, self._labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        self.is_here = losses.device.type == "cpu"
+        self._losses, self._paths = (part.to("cpu", non_blocking=True) for part in (losses, paths))
+        if not self.is_here:
+            self._arrived = torch.Event(losses.device)
+            self._arrived.record()
+
+    def wait(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (N,), readings (N, T) and labels (N, L)."""
+        if not self.is_here:
+            self._arrived.synchronize()
+        return self._losses, ctc.collapse(self._paths), self._labels

@@ -1,0 +1,287 @@
+"""A process on the CPUs or the GPU share that one trial gets, in which `sweep.bench` measures one thing at a time."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from model.config import TrialConfig, override
+from model.data.alphabet import Alphabet
+from model.data.batches import Data
+from model.system import device
+from model.system import malloc as memory
+from model.training import checkpoints, precision
+from model.training.acceleration import set_rate
+from model.training.averaging import AveragedWeights
+from model.training.evaluation import evaluate
+from model.training.loop import is_logged, make_network, make_step, train
+from model.training.optimizers import make_optimizer
+from sweep.benchmark import baseline as plain
+from sweep.execution.trial import picture_epochs
+from sweep.tensorboard import badcases
+from sweep.tensorboard.writers import TrialWriter
+
+
+@dataclass(frozen=True)
+class Lane:
+    """`folder`: for what is written; `cpus`: those that the process is bound to, none where it can't be bound;
+    `averages`: whether a trial keeps an average of its weights."""
+
+    config: TrialConfig
+    pools: Path
+    folder: Path
+    threads: int
+    gpu: bool
+    cpus: tuple[int, ...]
+    averages: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """In megabytes, the most that a process has had for itself, on the host (where it keeps what it has freed; what it
+    maps with others, pools and libraries, is not its own) and on the device; and what is left there."""
+
+    host: float
+    device: float
+    host_left: float
+    device_left: float
+
+    @property
+    def fitting(self) -> int:
+        """So many such processes at once, this one among them."""
+        more = self.host_left / self.host
+        return 1 + int(min(more, self.device_left / self.device) if self.device else more)
+
+
+class RunningLane:
+    def __init__(self, lane: Lane) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(lane, theirs))
+        self._process.start()
+        theirs.close()
+
+    def ask(self, what: str, *arguments: Any) -> None:
+        self._connection.send((what, *arguments))
+
+    def answer(self) -> Any:
+        """Raises RuntimeError for what went wrong in the process."""
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("a measured process was lost: perhaps memory was short") from None
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{type(answer).__name__}: {answer}")
+        return answer
+
+    def call(self, what: str, *arguments: Any) -> Any:
+        self.ask(what, *arguments)
+        return self.answer()
+
+    def close(self) -> None:
+        """For good; once more does no harm."""
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(lane: Lane, connection: Connection) -> None:
+    """Answers until the other end closes. Ctrl-C is the caller's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # This process was spawned, and what it starts itself would be too; the notebook's workers start as usual.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    if lane.cpus:
+        os.sched_setaffinity(0, lane.cpus)
+    measures = Measures(lane)
+    while True:
+        try:
+            what, *arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(getattr(measures, what)(*arguments))
+        except Exception as error:
+            connection.send(error)
+
+
+class Measures:
+    """Each method is a question that a lane answers."""
+
+    def __init__(self, lane: Lane) -> None:
+        torch.set_num_threads(lane.threads)
+        memory.keep_freed_blocks()
+        self.lane = lane
+        self.device = device.pick(lane.gpu)
+        self._before = {"torch and its libraries": _own_bytes()}
+        if lane.gpu:
+            device.warm_up(self.device)
+            self._before["the GPU's context and libraries"] = _own_bytes()
+        self.use(lane.config)
+        gc.collect()  # or Python does, a fifth of a second long, in the midst of what is measured first
+
+    def use(self, config: TrialConfig) -> None:
+        self.config = config
+        self.numeric = precision.resolve(config.training.precision, self.device)
+        self.data = Data(config, self.lane.pools, self.device)
+        self._streams: dict[str, Iterator[int]] = {}
+
+    def rate(self, stream: str, seconds: float) -> float:
+        """Images per second of a stream, over at least that time and one of its steps."""
+        images = self._streams.setdefault(stream, getattr(self, f"_{stream}")())
+        begin, done = self._now(), 0
+        while True:
+            done += next(images)
+            if (passed := self._now() - begin) >= seconds:
+                return done / passed
+
+    def _now(self) -> float:
+        if self.lane.gpu:
+            torch.accelerator.synchronize()
+        return time.monotonic()
+
+    def _bare(self) -> Iterator[int]:
+        """The limit: a training step without gradient clipping, on one batch that is there. Raises RuntimeError if the
+        network can't be compiled as the config says."""
+        config = TrialConfig.model_validate(override(self.config.model_dump(), {"optimizer.gradient_clip": None}))
+        network = make_network(config, self.device).train()
+        optimizer = make_optimizer(network.parameters(), config.optimizer)
+        step, note = make_step(config, network, optimizer, self.data)
+        if note is not None:
+            raise RuntimeError(note)
+        images, labels = (part.clone() for part in next(self.data.train_batches(1)))
+        set_rate(optimizer, config.optimizer.lr)
+        while True:
+            step(images, labels)
+            yield len(images)
+
+    def _trial(self) -> Iterator[int]:
+        """A real trial's epochs: data, augmentation, logging, scores."""
+        writer = TrialWriter(self.lane.folder)
+        while True:
+            network = make_network(self.config, self.device)
+            for _ in train(self.config, network, self.data, writer.log, average=self._average(network)):
+                yield self.config.steps_per_epoch * self.config.training.batch_size
+            writer.rewind({"": 0})
+
+    def _average(self, network: nn.Module) -> AveragedWeights | None:
+        steps = self.config.steps_per_epoch * self.config.training.epochs
+        return AveragedWeights(network, steps) if self.lane.averages else None
+
+    def _plain(self) -> Iterator[int]:
+        """Shorter epochs, for it is much slower."""
+        batch = self.config.training.batch_size
+        shorter = sized(self.config, max(batch, self.config.data.train_images // 4), 1, 1)
+        network = plain.make_network(shorter, self.device)
+        optimizer = plain.make_optimizer(shorter, network)
+        while True:
+            plain.epoch(shorter, network, shorter.data.train_images, self.device, optimizer)
+            yield shorter.data.train_images
+
+    def _evaluation(self) -> Iterator[int]:
+        """Over the training images: the validation set is kept small here."""
+        network = make_network(self.config, self.device)
+        assert self.data.train is not None
+        images, labels = self.data.train
+        while True:
+            batches = zip(images.split(128), labels.split(128), strict=True)
+            evaluate(network, ((some.to(self.device), truth) for some, truth in batches), self.numeric)
+            yield len(images)
+
+    def _reading(self) -> Iterator[int]:
+        """Batches from the pool to the device, and nothing done with them."""
+        epoch = 0
+        while True:
+            epoch += 1
+            for images, _ in self.data.train_batches(epoch):
+                yield len(images)
+
+    def graph(self) -> float:
+        """Seconds to begin a trial's log, which includes the graph: a process traces it once for all its trials."""
+        writer = TrialWriter(self.lane.folder / "graph")
+        return seconds(lambda _: writer.begin("0000", {}, self.config, "captcha:\n" * 80), times=1)
+
+    def logging(self, whole: TrialConfig) -> float:
+        """Seconds for all else that a trial of the config `whole` writes for TensorBoard."""
+        epochs, steps = whole.training.epochs, whole.steps_per_epoch
+        points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
+        drawn = sorted(picture_epochs(epochs))
+        between = sum(after - before > 1 for before, after in pairwise(drawn))  # where a best epoch may have been
+        pictures = 2 * len(drawn) + between
+        writer = TrialWriter(self.lane.folder / "logging")
+        network = make_network(self.config, self.device)
+        shown, labels = next(self.data.train_batches(1))
+        scores, samples = evaluate(network, [(shown, labels)], self.numeric)
+        samples = samples.worst()
+        images = shown.cpu()[samples.rows]
+        alphabet = Alphabet(self.config.captcha.characters)
+        values = {f"train/{name}": 0.5 for name in ("loss", "acc", "error_rate", "lr")}
+        step = seconds(lambda number: writer.log(number, values), times=200)
+        epoch = seconds(lambda number: writer.epoch(number, scores, scores, 0.5), times=50)
+        picture = seconds(
+            lambda number: writer.image("valid/badcase", badcases.draw(images, samples, alphabet), number), times=7
+        )
+        return points * step + epochs * epoch + pictures * picture
+
+    def checkpoint(self) -> tuple[float, int]:
+        """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""
+        network = make_network(self.config, self.device)
+        epoch = next(train(self.config, network, self.data, average=self._average(network)))
+        described = {"config": self.config.model_dump(mode="json"), "scores": asdict(epoch.valid)}
+        files = [
+            (self.lane.folder / "epoch.pt", epoch.state),
+            (self.lane.folder / "best.pt", {**described, "network": epoch.state["network"]}),
+        ]
+
+        def save(number: int) -> None:
+            for path, state in files:
+                checkpoints.save(path, state)
+
+        taken = seconds(save, times=7)
+        return taken, sum(path.stat().st_size for path, _ in files)
+
+    def memory_parts(self) -> dict[str, float]:
+        """Megabytes of the process, by what it was doing when it took them."""
+        sizes = [*self._before.values(), _own_bytes()]
+        taken = [after - before for before, after in zip([0, *sizes], sizes, strict=False)]
+        return {name: size / 1e6 for name, size in zip([*self._before, "training"], taken, strict=True)}
+
+    def memory(self) -> Memory:
+        host, host_left = _own_bytes(), psutil.virtual_memory().available
+        on_device = device_left = 0
+        if self.lane.gpu:
+            on_device, device_left = torch.accelerator.max_memory_reserved(), device.free_bytes(self.device)
+        return Memory(host / 1e6, on_device / 1e6, host_left / 1e6, device_left / 1e6)
+
+
+def _own_bytes() -> int:
+    """Of this process's memory that which it shares with no other."""
+    size: int = psutil.Process().memory_full_info().uss
+    return size
+
+
+def seconds(action: Callable[[int], Any], times: int) -> float:
+    """The median of some calls."""
+    taken = []
+    for number in range(1, times + 1):
+        begin = time.monotonic()
+        action(number)
+        taken.append(time.monotonic() - begin)
+    return statistics.median(taken)
+
+
+def sized(config: TrialConfig, images: int, epochs: int, valid_images: int) -> TrialConfig:
+    """The same trial on a pool of so many images."""
+    sizes = {"data.source": "pool", "data.train_images": images, "data.valid_images": valid_images}
+    return TrialConfig.model_validate(override(config.model_dump(), {**sizes, "training.epochs": epochs}))

@@ -1,0 +1,30 @@
+"""The config of a sweep: its sections, the search space, YAML, and errors as sentences."""
+
+from sweep.config.errors import ConfigError, sentences
+from sweep.config.load import blaming, load, parse_settings, read_trial, split_at_commas
+from sweep.config.space import Parameter, Space, Value, completed, plain, tupled, walk
+from sweep.config.sweep import Asha, ConfirmConfig, Median, NoStopping, ResourcesConfig, SearchConfig, SweepConfig
+
+__all__ = [
+    "Asha",
+    "ConfigError",
+    "ConfirmConfig",
+    "Median",
+    "NoStopping",
+    "Parameter",
+    "ResourcesConfig",
+    "SearchConfig",
+    "Space",
+    "SweepConfig",
+    "Value",
+    "blaming",
+    "completed",
+    "load",
+    "parse_settings",
+    "plain",
+    "read_trial",
+    "sentences",
+    "split_at_commas",
+    "tupled",
+    "walk",
+]

@@ -1,0 +1,177 @@
+"""The config of a sweep: the base of every trial, and how to search around it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from model.config import Positive, Section, Seed, Tagged, TrialConfig, override, shown
+from sweep.config import yaml_text
+from sweep.config.errors import sentences
+from sweep.config.space import AnyValue, Parameter, Space, Value, completed, walk
+from sweep.config.yaml_text import NotYaml
+
+Scored = Literal["error_rate", "loss", "cer"]
+
+
+class NoStopping(Section):
+    name: Literal["none"] = "none"
+
+
+class Stopping(Section):
+    """Trials are compared by a validation score, of their weights' average or of the last ones."""
+
+    metric: Scored = "loss"
+    weights: Literal["averaged", "last"] = "averaged"
+
+
+class Asha(Stopping):
+    """Rungs at grace_epochs · reduction_factor^k; at each, a trial goes on if it is in the best 1/reduction_factor of
+    those seen there so far. The grace must outlast CTC's all-blank plateau, where all look alike, and better also the
+    warm-up of a schedule that starts low: a third of the epochs."""
+
+    name: Literal["asha"] = "asha"
+    grace_epochs: Positive = 2
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+
+
+class Median(Stopping):
+    """A trial worse than the median of the earlier ones at the same epoch is stopped. Golovin et al. 2017, 3.2.1."""
+
+    name: Literal["median"] = "median"
+    grace_epochs: Positive = 2
+    startup_trials: Positive = 4
+
+
+class SearchConfig(Section):
+    """`trials`: 20 if not given, or all points of a grid. `points`: (partial) trials to try first."""
+
+    space: Space = Field(min_length=1)
+    searcher: Literal["tpe", "random", "grid", "qmc", "cmaes"] = "tpe"
+    early_stopping: Annotated[NoStopping | Asha | Median, Tagged("asha")] = Asha()
+    trials: Positive | None = None
+    metric: Scored = "error_rate"
+    max_concurrent: Positive | Literal["auto"] = "auto"
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = 1
+    seed: Seed = 0
+    points: tuple[dict[str, AnyValue], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        parameters = list(walk(self.space))
+        kinds: dict[str, Parameter] = {}
+        for path, parameter, _ in parameters:
+            other = kinds.setdefault(path, parameter)
+            if other.options != parameter.options or other.model_fields_set != parameter.model_fields_set:
+                problems.append(f"search.space.{path} must have one kind of distribution wherever it stands")
+            if self.searcher == "grid" and parameter.bounds is not None:
+                problems.append(f"search.space.{path} must list its values (grid or choice) for the grid searcher")
+        if self.searcher == "cmaes" and (len(self.space) < 2 or any(p.options for _, p, _ in parameters)):
+            problems.append("search.searcher must have two or more numbers and no choices to search with cmaes")
+        for point in self.points:
+            try:
+                completed(self.space, point)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ResourcesConfig(Section):
+    """What one trial gets. `auto`: the cores, shared by the trials at once, and of a GPU, if there is one, the share
+    that `sweep.bench` recommended for this network on this card, or a quarter."""
+
+    cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, value: Any) -> Any:
+        if value != "auto" and value > 1 and value != int(value):
+            raise ValueError(f"must be a fraction of one GPU or a whole number of them, got {value}")
+        return value
+
+
+class ConfirmConfig(Section):
+    """After the search the best `top` configs are trained again to the end, with as many fresh `seeds` each, and judged
+    on the test set, which neither training nor selection has seen."""
+
+    top: Positive = 3
+    seeds: Positive = 3
+
+
+_FIXED = ("training.epochs",)
+
+
+class SweepConfig(TrialConfig):
+    """The base of every trial, and how to search around it."""
+
+    search: SearchConfig
+    confirm: ConfirmConfig | None = None
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def with_values(self, values: Mapping[str, Value]) -> Self:
+        """The config with a trial's values in place of the base's, around which the space was checked."""
+        trial = TrialConfig.model_validate(override(self._base, values))
+        return self.model_copy(update={name: getattr(trial, name) for name in TrialConfig.model_fields})
+
+    @property
+    def averages(self) -> bool:
+        """Whether early stopping compares an average of a trial's weights."""
+        return getattr(self.search.early_stopping, "weights", None) == "averaged"
+
+    def trial(self) -> TrialConfig:
+        return TrialConfig.model_validate(self._base)
+
+    @property
+    def _base(self) -> dict[str, Any]:
+        return self.model_dump(include=set(TrialConfig.model_fields))
+
+    @property
+    def yaml(self) -> str:
+        return yaml_text.written(override(self.model_dump(), {}))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """The config that `yaml` has written. Raises ValueError."""
+        try:
+            return cls.model_validate(yaml_text.parsed(text))
+        except NotYaml as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _check_space(self) -> Self:
+        """Each end of an interval and each listed value must give a valid trial, and each of these another one."""
+        problems: dict[str, None] = {}
+        base = self._base
+        for path, parameter, given in walk(self.search.space):
+            if path.partition(".")[0] not in ("network", "optimizer", "schedule", "training") or path in _FIXED:
+                problems[f"search.space.{path} is not searchable: all trials see the same images and epochs"] = None
+                continue
+            trials: dict[TrialConfig, Value] = {}
+            for value in parameter.options or parameter.bounds or ():
+                try:
+                    trial = TrialConfig.model_validate(override(base, {**given, path: value}))
+                except ValidationError as error:
+                    for sentence in sentences(error, TrialConfig):
+                        about = "" if sentence.startswith(f"{path} ") else f"{path} with {shown(value)}: "
+                        problems[f"search.space.{about}{sentence}"] = None
+                    continue
+                if trial in trials and parameter.options:
+                    same = f"{shown(trials[trial])} and {shown(value)}"
+                    problems[f"search.space.{path} must be different values, got {same}"] = None
+                trials[trial] = value
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _check_font(self) -> Self:
+        """Here, not in the trial's own sections, which stay cheap to import: fonts take Pillow."""
+        if not self.captcha.characters.isascii():  # all of ASCII is in the font
+            from model.data.captchas import check_characters
+
+            check_characters(self.captcha.characters)
+        return self

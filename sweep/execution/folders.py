@@ -1,0 +1,135 @@
+"""The folders that a sweep reads and writes: checked before anything starts, and taken with a lock."""
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from model.config import shown, unusable_path
+from model.data.pools import missing_pools
+from model.system.files import replace_file
+from sweep.config import ConfigError, SweepConfig
+from sweep.config.workplace import Workplace
+
+_OWN_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mdb"}  # the last is LMDB's
+_NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
+
+
+def default_cache(outputs: Path) -> Path:
+    """The user's cache, or a folder beside the sweeps for a user without a home, as in a container."""
+    try:
+        return user_cache_path("crnn-sweep")
+    except RuntimeError:
+        return outputs / ".cache"
+
+
+def cache_folder(config: SweepConfig) -> Path:
+    """The folder of the rendered images as an absolute path. Raises ConfigError if it can't be written, unless all
+    images are there already, as in a cache that belongs to somebody else."""
+    folder = Path(str(config.data.path)).expanduser().absolute()
+    try:
+        return writable(folder, "--cache-dir")
+    except ConfigError:
+        if missing_pools(config, folder, test=config.confirm is not None):
+            raise
+    return folder
+
+
+def candidates(options: argparse.Namespace) -> list[Path]:
+    """Where the sweep may lie, in order of preference. Raises ConfigError."""
+    outputs = writable(options.output_dir, "--output-dir")
+    if options.name is None:
+        stem = re.sub(r"[^A-Za-z0-9._=+-]", "-", options.config.stem)[:60].lstrip(".") or "sweep"
+        first = outputs / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return [first, *(first.with_name(f"{first.name}-{again}") for again in range(2, 100))]
+    if not _NAME.fullmatch(options.name):
+        raise ConfigError(
+            [f"--name: {options.name!r} is not allowed: 1 to 100 letters, digits and . _ = + -, not a dot first"]
+        )
+    root = outputs / options.name
+    if root.exists() and not _is_free(root):
+        raise _taken(root)
+    return [root]
+
+
+def take_new(
+    roots: Sequence[Path], config: SweepConfig, workplace: Callable[[Path], Workplace]
+) -> tuple[Workplace, FileLock]:
+    """Takes the first folder that is free, and its lock: of two sweeps that start with one name, the second is refused.
+    Raises ConfigError."""
+    for root in roots:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not _is_free(root) or (lock := take_lock(workplace(root))) is None:
+                continue
+            if _is_free(root):  # not taken while this sweep waited for the lock
+                replace_file(root / "sweep.yaml", config.yaml.encode())
+                return workplace(root), lock
+            lock.release()
+        except FileExistsError:  # a file
+            continue
+        except OSError as error:
+            raise _not_writable("--output-dir", root.parent, str(error.strerror)) from None
+    raise _taken(roots[0])
+
+
+def _is_free(root: Path) -> bool:
+    """Whether it is a folder without anything, or with no more than a sweep leaves that is killed as it begins."""
+    return root.is_dir() and all(path.name == "ray" or path.name.startswith(".sweep.yaml.") for path in root.iterdir())
+
+
+def take_lock(workplace: Workplace) -> FileLock | None:
+    """The sweep's lock, None if it is running. A killed sweep's lock goes with it; its workers' locks on their trials
+    may last some seconds longer. Raises OSError."""
+    try:
+        lock = workplace.lock("sweep")
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        return None
+    return lock
+
+
+def _taken(root: Path) -> ConfigError:
+    return ConfigError([f"--name: {root.name!r} is not allowed: {root} exists already"])
+
+
+def _not_writable(option: str, folder: Path, reason: str) -> ConfigError:
+    return ConfigError([f"{option}: {str(folder)!r} is not allowed: cannot be written: {reason}"])
+
+
+def expanded(folder: Path, option: str) -> Path:
+    """As an absolute path, with ~ replaced. Raises ConfigError if there can't be such a folder."""
+    try:
+        found = folder.expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError([f"{option} must begin with the name of a user after ~, got {shown(str(folder))}"]) from None
+    if (problem := unusable_path(str(found))) is not None:
+        raise ConfigError([f"{option} {problem}, got {shown(str(folder))}"])
+    return found
+
+
+def refuse_pictures(folder: Path, key: str) -> None:
+    """Raises ConfigError for somebody's own images, on which no sweep would train, and among which it would write."""
+    with suppress(OSError):
+        for path in islice(chain(folder.iterdir(), folder.glob("*/*")), 10_000):
+            if path.suffix.lower() in _OWN_IMAGES:
+                found = f"{str(folder)!r}, which holds {path.name!r}"
+                raise ConfigError([f"{key} must be a cache of rendered captchas, not own images, got {found}"])
+
+
+def writable(folder: Path, option: str) -> Path:
+    """The folder as an absolute path. Raises ConfigError if it is not there and can't be made, or can't be written."""
+    folder = folder.expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise _not_writable(option, folder, f"{there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _not_writable(option, folder, f"{there} is not yours to write")
+    return folder

@@ -1,0 +1,161 @@
+"""Runs a search's trials as Ray Tune actors, each on the CPUs and the GPU share allotted to it.
+
+Ray starts, places and restarts processes. What to try, when to stop and what is known stay with `Search`; a trial
+that is started again finds its own checkpoint.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from model.system.malloc import collector_paused
+
+with collector_paused():
+    from ray import tune
+    from ray.tune.execution import class_cache
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+    from sweep.config import SweepConfig
+    from sweep.config.workplace import Workplace
+    from sweep.execution.interrupts import held_back, passed_to_tune
+    from sweep.execution.ray_cluster import RayCluster, RayLost
+    from sweep.execution.trial import Trial, keep_to_share
+    from sweep.machine.resources import Allotment
+    from sweep.search.search import Search, TrialRecord
+    from sweep.wording.faults import last_error
+
+# A trial that asks for environment variables of its own never gets a process that is already there. The variables that
+# Tune asks for are in everyone's environment anyway (see sweep/execution/ray_cluster.py).
+class_cache.DEFAULT_ENV_VARS.clear()
+class_cache.ENV_VARS_TO_PROPAGATE.clear()
+
+
+class RayTrial(tune.Trainable):
+    """`step` is the next epoch, `cleanup` closes. Neither setting up nor resetting does work that can fail: a failed
+    reset of a reused actor would hang Tune."""
+
+    def setup(self, config: dict[str, Any], sweep: SweepConfig, workplace: Workplace) -> None:
+        self.sweep, self.workplace = sweep, workplace
+        self.trial: Trial | None = None
+
+    def step(self) -> dict[str, Any]:
+        if self.trial is None:
+            keep_to_share(self.workplace.gpus)
+            self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
+        return self.trial.step()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        return True
+
+    def cleanup(self) -> None:
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            trial.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Ray asks for one when it is interrupted; a trial keeps its own."""
+
+
+class _HasSearch:
+    """Ray pickles what it is given into its own state; the search stays out of it, for it keeps itself on disk."""
+
+    _search: Search
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_search", "_cluster")}
+
+
+class _Suggestions(_HasSearch, Searcher):
+    """Hands the search's trials to Ray."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self._search = search
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        with held_back():
+            record = self._search.ask()
+        if record is not None:
+            return asdict(record)
+        return str(Searcher.FINISHED) if self._search.exhausted else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The scheduler has told the search already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The search keeps itself on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+
+class _Decisions(_HasSearch, FIFOScheduler):
+    """Hands each epoch's result to the search, and its decision to Ray."""
+
+    def __init__(self, search: Search, cluster: RayCluster) -> None:
+        super().__init__()
+        self._search, self._cluster = search, cluster
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        with held_back():
+            go_on = self._search.report(trial.config["number"], result)
+        return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if self._cluster.ending:
+            return  # the trial stays live in the search, which is about to end
+        reason = str(trial.get_error() or "no reason was given")
+        with held_back():
+            self._search.fail(trial.config["number"], f"its process was lost: {last_error(reason)}")
+
+
+def run(
+    search: Search,
+    config: SweepConfig,
+    workplace: Workplace,
+    allotment: Allotment,
+    cluster: RayCluster,
+    give_up: Callable[[str], None],
+) -> None:
+    """Returns when all trials are final, or early after Ctrl-C or SIGTERM or without Ray, with trials still live in
+    `search`. If it can't return without Ray, a thread calls `give_up` with the reason."""
+    try:
+        cluster.wait()
+        with cluster.watched(give_up), passed_to_tune():
+            _tuner(search, config, workplace, allotment, cluster).fit()
+    except RayLost as error:
+        search.halted = str(error)
+
+
+def _tuner(
+    search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster
+) -> tune.Tuner:
+    trainable = tune.with_resources(
+        tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
+        {"cpu": allotment.cpus, "gpu": allotment.gpus},
+    )
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_Suggestions(search),
+            scheduler=_Decisions(search, cluster),
+            num_samples=search.most * (config.search.max_failures + 1),
+            max_concurrent_trials=allotment.at_once,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(workplace.root),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[],
+            verbose=0,
+        ),
+    )
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config["name"])

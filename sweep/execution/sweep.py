@@ -1,0 +1,185 @@
+"""A sweep from its folder to its report: the order in which things happen, and the one way out."""
+
+import argparse
+import logging
+import os
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.data.pools import another_main_module, ensure_pools
+from model.system.files import remove_leftovers, replace_file
+from sweep.config import ConfigError, SweepConfig, blaming, layout
+from sweep.config.workplace import Workplace
+from sweep.execution import dry_run, folders, in_process, interrupts
+from sweep.execution.start import Request
+from sweep.execution.trial import Trial
+from sweep.machine import machine_file
+from sweep.machine.resources import Allotment, Machine, allot, this_machine
+from sweep.search.search import Search, trial_count
+from sweep.tensorboard.server import TensorBoard
+from sweep.terminal.terminal import Terminal, as_argument
+from sweep.verdict.reporter import Reporter
+from sweep.wording import faults
+from sweep.wording.faults import Fault
+
+if TYPE_CHECKING:
+    from sweep.execution.ray_cluster import RayCluster
+
+
+def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> int:
+    """The exit code; `closing` gets what has to be closed at the end. Raises ConfigError."""
+    options, config = request.options, request.config
+    machine = this_machine()
+    with blaming(*request.origin):
+        allotment = allot(config, machine, trial_count(config.search), options.local)
+    if options.dry_run:
+        dry_run.show(config, allotment)
+        return 0
+
+    def workplace_in(root: Path) -> Workplace:
+        return Workplace(root, request.pools, allotment.threads, allotment.gpus)
+
+    if options.resume:
+        workplace = workplace_in(folders.writable(options.resume, "--resume"))
+        layout.require("--resume", workplace.root)
+        if (lock := folders.take_lock(workplace)) is None:
+            raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"])
+    else:
+        workplace, lock = folders.take_new(request.roots, config, workplace_in)
+    closing.callback(lock.release)
+    root = workplace.root
+    resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
+    terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
+    closing.callback(terminal.stop)
+    return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
+
+
+@dataclass
+class Sweep:
+    """A sweep that has its folder and its lock: from the first file in it to the report."""
+
+    options: argparse.Namespace
+    config: SweepConfig
+    workplace: Workplace
+    machine: Machine
+    allotment: Allotment
+    terminal: Terminal
+    cluster: "RayCluster | None"
+    closing: ExitStack
+    search: Search | None = None
+    reporter: Reporter | None = None
+    board: TensorBoard | None = None
+
+    def run(self) -> int:
+        """The one way out of a sweep, whatever ends it: the exit code, after the leaderboard, the winner and the report
+        of what there is, and the command that goes on. Raises ConfigError if the study is refused."""
+        try:
+            code = self._end(self._train())
+        except ConfigError:
+            raise
+        except BaseException as error:
+            fault = _logged(error)
+            self.terminal.cut(fault.sentence)
+            return fault.code
+        if self.board is not None and sys.stdout.isatty() and interrupts.in_main_thread():
+            with suppress(KeyboardInterrupt):
+                if (address := self.board.address()) is not None:
+                    self.terminal.stays(address)
+                while sys.stdout.isatty() and not self.board.ended(within=1):
+                    pass
+        return code
+
+    def _train(self) -> Fault | None:
+        """Runs all trials that have not ended; says what kept it from that. Raises ConfigError."""
+        try:
+            self._open()
+            self._run_trials()
+        except ConfigError:
+            raise
+        except BaseException as error:  # among them a library's SystemExit
+            return _logged(error)
+        return None
+
+    def _open(self) -> None:
+        """Opens the study, which may be refused, before it changes any file."""
+        root, terminal, options = self.workplace.root, self.terminal, self.options
+        # In UTF-8 also where the terminal speaks another encoding.
+        log = logging.FileHandler(root / "sweep.log", encoding="utf-8", errors="backslashreplace", delay=True)
+        logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+        self.search = Search(
+            self.config,
+            root / "study.db",
+            retry_failed=options.retry_failed,
+            tell=lambda line: terminal.say(line, at=0),
+        )
+        remove_leftovers(root)
+        replace_file(root / "sweep.yaml", self.config.yaml.encode())
+        terminal.header(root / "sweep.yaml" if options.resume else options.config, self.machine, self.allotment)
+        if (other := machine_file.keep(root / "machine.json", self.machine)) is not None:
+            terminal.say(other, at=0)
+        if options.tensorboard:
+            self.board = TensorBoard(root / "tensorboard", terminal.serves, terminal.serves_no_more)
+            self.closing.callback(self.board.close)
+        self.reporter = Reporter(self.config, self.workplace)
+
+    def _run_trials(self) -> None:
+        """Renders the images that are missing first."""
+        search, reporter, terminal, config = self.search, self.reporter, self.terminal, self.config
+        assert search is not None
+        assert reporter is not None
+        images, confirmed = self.workplace.pools, config.confirm is not None
+        with another_main_module():
+            ensure_pools(config, images, self.allotment.total_cpus, terminal.rendered, test=confirmed)
+        search.listeners = (terminal, reporter)
+        terminal.search_begins(search)
+        for record in search.finished:
+            reporter.ended(record)
+        if search.exhausted:
+            terminal.say("nothing is left to do", at=0)
+        elif self.cluster is None:
+            in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
+        else:
+            from sweep.execution import on_ray  # not with --local, which does without Ray
+
+            on_ray.run(search, config, self.workplace, self.allotment, self.cluster, self._give_up)
+
+    def _give_up(self, why: str) -> None:
+        """Ends the process from a thread, for the main thread waits in Ray's C++ for a Ray that is lost."""
+        try:
+            self._end(Fault(why, faults.INTERRUPTED))
+            sys.stdout.flush()
+        finally:
+            os._exit(faults.INTERRUPTED)
+
+    def _end(self, fault: Fault | None) -> int:
+        """Reports what there is. The exit code tells first what cut the sweep, then what the report lacks."""
+        search, reporter, terminal = self.search, self.reporter, self.terminal
+        if self.cluster is not None:
+            self.cluster.stop()  # meanwhile the report is written
+        terminal.stop()
+        if search is None or reporter is None or (fault is not None and not search.records):
+            assert fault is not None
+            terminal.cut(fault.sentence)
+            return fault.code
+        if fault is not None and fault != faults.BY_YOU:
+            search.halted = search.halted or fault.sentence
+        search.interrupt()
+        winner, verdict, lacking = reporter.finish(search)
+        terminal.summary(search, winner, verdict)
+        for lack in lacking:
+            terminal.say(lack.sentence, at=0)
+        worst = fault or max(lacking, key=lambda lack: lack.code, default=None)
+        if worst is None or worst.code == 0 or search.interrupted:
+            return fault.code if fault else search.exit_code
+        terminal.cut(worst.sentence)  # all trials have ended, but not the sweep
+        return worst.code
+
+
+def _logged(error: BaseException) -> Fault:
+    """What the error means, its traceback in sweep.log."""
+    if not isinstance(error, KeyboardInterrupt):
+        logging.getLogger("sweep").error("the sweep was cut:", exc_info=error)
+    return Fault.of(error)

@@ -1,0 +1,515 @@
+"""What to try next, and when to stop: one Optuna study that any executor asks and tells.
+
+The study lives in the sweep's SQLite file while the sweep runs, so all that the searcher and early stopping know is
+on disk after each epoch. A sampler is made anew for each trial, so it has no memory of its own, and a trial comes into
+the study with all its values at once: wherever a search is cut, the next one draws what it would have drawn.
+"""
+
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import optuna
+from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field, TypeAdapter
+
+from model.system.seeds import derive
+from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, completed, plain, tupled, walk
+from sweep.search import study_file
+from sweep.search.early_stopping import PRUNERS
+from sweep.search.points import Point, at_random, identity, size, suggest, untried
+from sweep.search.study_file import StudyError
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+_NEAR = 0.1  # of a range
+
+State = Literal["running", "completed", "stopped", "diverged", "failed", "interrupted"]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial. Scores are the validation scores of its best epoch; None before its first."""
+
+    number: int
+    name: Annotated[str, Field(pattern=r"^\d{4}[A-Za-z0-9._=+-]*$", max_length=80)]
+    values: dict[str, Value]
+    state: State = "running"
+    epochs: Count = 0
+    error_rate: Share | None = None
+    cer: Share | None = None
+    loss: float | None = None
+    best_epoch: Count | None = None
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    error: str | None = None
+    failures: Count = 0  # how often it was tried again
+    note: str | None = None  # what was unusual when it went on
+    replicate_of: str | None = None  # the trial whose values it trains again with another seed
+    test_error_rate: Share | None = None  # a replicate's, of its best epoch
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {path: tupled(value) for path, value in self.values.items()})
+
+    def score(self, metric: str) -> float:
+        """The value to minimise; infinite while there is none."""
+        value = getattr(self, metric)
+        return float("inf") if value is None else float(value)
+
+
+_RECORD = TypeAdapter(TrialRecord)  # keys that a newer version has added are dropped
+
+
+class Listener(Protocol):
+    """Hears of each trial: when it starts or goes on, after each epoch, when it is let go of for a while (to be tried
+    again or resumed), and once when its state is final."""
+
+    def started(self, record: TrialRecord) -> None: ...
+    def reported(self, record: TrialRecord) -> None: ...
+    def released(self, record: TrialRecord) -> None: ...
+    def ended(self, record: TrialRecord) -> None: ...
+
+
+class _NumberedQMC(QMCSampler):
+    """Takes the point of its trial's number; Optuna's counts on in the study."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
+        self._number = number
+
+    def _find_sample_id(self, *_: Any) -> int:
+        return self._number
+
+
+# A sampler for each trial, from (config, number).
+SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
+    "tpe": lambda c, number: TPESampler(
+        n_startup_trials=max(4, min(10, trial_count(c) // 3)),
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        seed=derive(c.seed, number),
+    ),
+    "random": lambda c, number: RandomSampler(seed=derive(c.seed, number)),
+    "grid": lambda c, number: RandomSampler(seed=derive(c.seed, number)),  # completes given points
+    "qmc": lambda c, number: _NumberedQMC(c.seed, number),
+    "cmaes": lambda c, number: CmaEsSampler(seed=derive(c.seed, number), warn_independent_sampling=False),
+}
+
+_FINAL_STATES: dict[State, TrialState] = {
+    "completed": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "diverged": TrialState.FAIL,
+    "failed": TrialState.FAIL,
+}
+
+
+def trial_count(config: SearchConfig) -> int:
+    """As many as wanted, but no more than the space has points."""
+    return int(min(_wanted(config), size(config.space)))
+
+
+def _wanted(config: SearchConfig) -> float:
+    return config.trials or (math.inf if config.searcher == "grid" else 20)
+
+
+def limit(config: SearchConfig) -> str | None:
+    """Why there are fewer trials than wanted, if the space has no more."""
+    few, wanted = trial_count(config), _wanted(config)
+    return f"the search space has {few} points: {few} trials, not {wanted:g}" if few < wanted < math.inf else None
+
+
+class Search:
+    """Asks the sampler, tells it and the pruner, and keeps a record of each trial. Without `database`, in memory.
+
+    With the database of an earlier search it goes on with that one: trials that had not ended are given out first, with
+    `retry_failed` also those that failed. With `read_only` it works on a copy. `tell` takes a line for the terminal.
+    Raises ConfigError if the database is damaged or belongs to another config.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        database: Path | None,
+        listeners: tuple[Listener, ...] = (),
+        *,
+        read_only: bool = False,
+        retry_failed: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config, self.confirm, self.listeners = config.search, config.confirm, listeners
+        self.epochs, self._seed = config.training.epochs, config.training.seed
+        self.records: dict[int, TrialRecord] = {}
+        self.halted: str | None = None  # why no trial may go on
+        self._live: dict[int, optuna.Trial] = {}
+        self._again: list[int] = []  # numbers of trials to continue at once
+        self._alone: list[int] = []  # numbers of trials that ran out of memory: they go on when nothing else runs
+        storage: RDBStorage | None = None
+        if database is not None:
+            storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
+        with study_file.readable(database) if database else nullcontext():
+            if storage is not None and retry_failed:
+                self._reopen_failed(storage)
+            self._study = optuna.create_study(
+                storage=storage,
+                study_name="sweep",
+                sampler=RandomSampler(),  # draws nothing: trials come with their values
+                pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
+                direction="minimize",
+                load_if_exists=True,
+            )
+            self._require_same_config(config, database)
+            for trial in self._study.get_trials(deepcopy=False):
+                record = _RECORD.validate_python(trial.user_attrs["record"])
+                config.with_values(record.values)
+                if record.number != trial.number:
+                    raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
+                self.records[trial.number] = record
+                if not trial.state.is_finished():
+                    self._again.append(trial.number)
+        self.trials = max(trial_count(config.search), len(self._searched))
+        self._given = [completed(config.search.space, point) for point in config.search.points]
+
+    def _reopen_failed(self, storage: RDBStorage) -> None:
+        """Makes the failed trials of the study unfinished ones that have not trained yet."""
+        study_id = storage.get_study_id_from_name("sweep")
+        for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
+            record = _RECORD.validate_python(trial.user_attrs["record"])
+            if record.state == "failed":
+                study_file.reopen(storage, trial._trial_id)
+                new = TrialRecord(
+                    record.number, record.name, record.values, "interrupted", replicate_of=record.replicate_of
+                )
+                storage.set_trial_user_attr(trial._trial_id, "record", asdict(new))
+
+    def _require_same_config(self, config: SweepConfig, database: Path | None) -> None:
+        """Keeps the config in a new study. Raises ConfigError if that of an earlier one has changed in what its trials
+        depend on: their results could not be compared with those of the trials to come."""
+        if database is None:
+            return
+        if "config" not in self._study.user_attrs:  # a new study, or one of version 0.1.0
+            if not self._study.get_trials(deepcopy=False):
+                self._study.set_user_attr("config", config.yaml)
+            return
+        before = SweepConfig.from_yaml(self._study.user_attrs["config"])
+        if changed := [path for path in changes(before, config) if not path.startswith(CHANGEABLE)]:
+            file = database.parent / "sweep.yaml"
+            raise ConfigError(
+                [
+                    f"{file}: {', '.join(changed)} must be as in the sweep's beginning; a resume can change only "
+                    f"{', '.join(CHANGEABLE)}; for another sweep: --config {file} and a new --name"
+                ]
+            )
+
+    def ask(self) -> TrialRecord | None:
+        """The next trial, or None: then, if `exhausted`, none will follow."""
+        if self.halted:
+            return None
+        if self._again:
+            return self._started(self._again.pop(0)) or self.ask()
+        if len(self._searched) < self.trials:
+            return self._added(self._drawn())
+        if self._alone and not self._live:
+            return self._started(self._alone.pop(0))
+        if (unconfirmed := self._unconfirmed) is not None:
+            return self._added(self._replicate(unconfirmed))
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing runs and nothing is left to give out."""
+        return not self._live and (self.halted is not None or not (self._again or self._alone or self._missing))
+
+    @property
+    def most(self) -> int:
+        """How many trials there may be in the end, with those that confirm."""
+        replicates = 0 if self.confirm is None else min(self.confirm.top, self.trials) * self.confirm.seeds
+        return max(self.trials + replicates, len(self.records))
+
+    @property
+    def _missing(self) -> bool:
+        """Whether there are trials that have never been given out."""
+        return len(self._searched) < self.trials or self._unconfirmed is not None
+
+    @property
+    def _searched(self) -> list[TrialRecord]:
+        return [record for record in self.records.values() if record.replicate_of is None]
+
+    @property
+    def _top(self) -> list[TrialRecord]:
+        """What to confirm, best first: known when the search has ended. A stopped trial comes after those that ran to
+        their end, for its score is not its last word; what is nearly the same as a better one comes last, for it would
+        tell little more."""
+        searched = self._searched
+        ended = len(searched) == self.trials and all(record.state in _FINAL_STATES for record in searched)
+        if self.confirm is None or not ended:
+            return []
+        scored = [record for record in searched if record.best_epoch is not None]
+        scored.sort(key=lambda record: (record.state != "completed", record.score(self.config.metric), record.number))
+        distinct: list[TrialRecord] = []
+        for record in scored:
+            if not any(nearly_same(self.config.space, record.values, other.values) for other in distinct):
+                distinct.append(record)
+        rest = [record for record in scored if record not in distinct]
+        return [*distinct, *rest][: self.confirm.top]
+
+    def replicates(self, record: TrialRecord) -> list[TrialRecord]:
+        return [other for other in self.records.values() if other.replicate_of == record.name]
+
+    @property
+    def _unconfirmed(self) -> TrialRecord | None:
+        """Of the top configs one with the fewest replicates, unless all have enough."""
+        if self.confirm is None or not (top := self._top):
+            return None
+        fewest = min(top, key=lambda record: len(self.replicates(record)))
+        return fewest if len(self.replicates(fewest)) < self.confirm.seeds else None
+
+    def _replicate(self, record: TrialRecord) -> FrozenTrial:
+        """The trial again with a seed that none has had."""
+        relatives = [*self._searched, *self.replicates(record)]
+        known = {relative.values.get("training.seed", self._seed) for relative in relatives}
+        seeds = (derive(self._seed, index) for index in itertools.count(1))
+        seed = next(seed for seed in seeds if seed not in known)
+        number, values = len(self.records), {**record.values, "training.seed": seed}
+        new = TrialRecord(number, trial_name(number, values), values, replicate_of=record.name)
+        original = self._study.get_trials(deepcopy=False)[record.number]
+        return optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=original.params,
+            distributions=original.distributions,
+            user_attrs={"record": asdict(new)},
+        )
+
+    def _drawn(self) -> FrozenTrial:
+        """A new trial with its values and its record. Of a finite space none is tried twice: where the sampler draws
+        one again, any other takes its place."""
+        searched, space = self._searched, self.config.space
+        index, tried = len(searched), {identity(record.values) for record in searched}
+        if index < len(self._given):
+            values, trial = self._suggested(index, self._given[index])
+        elif self.config.searcher == "grid":  # as many of its first points as were not given have been tried
+            values, trial = self._suggested(index, untried(space, tried, itertools.count(index - len(self._given))))
+        else:
+            values, trial = self._suggested(index, {})
+        if identity(values) in tried and size(space) < math.inf:
+            order = at_random(space, derive(self.config.seed, index, 1))
+            values, trial = self._suggested(index, untried(space, tried, order))
+        number = len(self.records)
+        trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
+        return trial.study.get_trials(deepcopy=False)[number]
+
+    def _suggested(self, index: int, fixed: Point) -> tuple[Point, optuna.Trial]:
+        """Values as the sampler draws them where none are fixed, and their trial in a copy of the study."""
+        copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, index))
+        copy.add_trials(self._study.get_trials(deepcopy=False))
+        if fixed:
+            copy.enqueue_trial({path: plain(value) for path, value in fixed.items()})
+        trial = copy.ask()
+        return suggest(trial, self.config.space), trial
+
+    def _added(self, trial: FrozenTrial) -> TrialRecord | None:
+        self._study.add_trial(trial)
+        return self._started(len(self.records))
+
+    def _started(self, number: int) -> TrialRecord | None:
+        """None if the trial's end was decided, but not yet told, when the search was cut."""
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        record = _RECORD.validate_python(frozen.user_attrs["record"])
+        self._live[number] = optuna.Trial(self._study, frozen._trial_id)
+        if record.state in _FINAL_STATES:
+            self._end(record)
+            return None
+        record = replace(record, state="running", error=None)
+        self._keep(record)
+        for listener in self.listeners:
+            listener.started(record)
+        return record
+
+    def report(self, number: int, result: dict[str, Any]) -> bool:
+        """Takes what `Trial.step` returned, of which early stopping compares `rung_score`, if there is one; says
+        whether the trial should go on."""
+        trial, before = self._live[number], self.records[number]
+        state: State = result["state"]
+        if state == "interrupted":
+            self.halt(number, result["error"])
+            return False
+        if state == "failed":
+            self.fail(number, result["error"], result["out_of_memory"])
+            return False
+        known = {key: result[key] for key in TrialRecord.__dataclass_fields__ if key in result}
+        record = replace(before, **known)
+        if record.epochs > before.epochs:
+            if record.replicate_of is None and result.get("rung_score") is not None:
+                if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
+                    trial.report(result["rung_score"], record.epochs)
+                if state == "running" and trial.should_prune():
+                    record = replace(record, state="stopped")
+        elif state == "running":  # it trains again what is known, because its checkpoints were lost
+            record = replace(before, note=record.note)
+        self._keep(record)
+        for listener in self.listeners:
+            listener.reported(record)
+        if record.state != "running":
+            self._end(record)
+        return record.state == "running" and not self.halted
+
+    def fail(self, number: int, error: str, out_of_memory: bool = False) -> None:
+        """For a trial that raised an error or lost its process: it is tried again, from its checkpoint, as often as
+        the config allows, and if memory was short when no other trial takes any."""
+        if number not in self._live:
+            return
+        record = replace(self.records[number], error=error)
+        if record.failures < self.config.max_failures:
+            self._release(replace(record, failures=record.failures + 1))
+            (self._alone if out_of_memory else self._again).append(number)
+        else:
+            self._keep(replace(record, state="failed"))
+            self._end(self.records[number])
+
+    def halt(self, number: int, reason: str) -> None:
+        """For a trial that lost what all need: none goes on, all can be resumed."""
+        self.halted = reason
+        if number in self._live:
+            self._release(replace(self.records[number], state="interrupted", error=reason))
+
+    def interrupt(self) -> None:
+        """Lets go of what still runs or waits. It stays RUNNING in the study, for a later search to continue."""
+        for number in self._unfinished:
+            record = replace(self.records[number], state="interrupted")
+            with suppress(StudyError):  # it was told when it came first, and the study has the trial as running
+                self._keep(record)
+            self.records[number] = record
+            self._let_go(record)
+        self._again.clear()
+        self._alone.clear()
+
+    @property
+    def _unfinished(self) -> list[int]:
+        return [*self._live, *self._again, *self._alone]
+
+    @property
+    def finished(self) -> list[TrialRecord]:
+        """Those whose end the study has been told."""
+        unfinished = self._unfinished
+        return [record for number, record in self.records.items() if number not in unfinished]
+
+    @property
+    def interrupted(self) -> bool:
+        return self._missing or any(record.state == "interrupted" for record in self.records.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0 finished, 1 with a failed trial, 130 interrupted."""
+        failed = any(record.state == "failed" for record in self.records.values())
+        return 130 if self.interrupted else 1 if failed else 0
+
+    @property
+    def confirmed(self) -> list[TrialRecord]:
+        """The top configs by their replicates' mean error on the test set, best first; none until all are judged."""
+        top = [] if self.interrupted else self._top
+        judged = {record.name: mean_test_error(self.replicates(record)) for record in top}
+        return sorted(top, key=lambda record: (judged[record.name], record.score(self.config.metric), record.number))
+
+    def ranked(self) -> list[TrialRecord]:
+        """By validation score, but first the best: of the config that was confirmed the run that validates best. Trials
+        without a score last, in their own order."""
+        records = sorted(self.records.values(), key=lambda record: (record.score(self.config.metric), record.number))
+        if confirmed := self.confirmed:
+            runs = [confirmed[0], *self.replicates(confirmed[0])]
+            best = min(runs, key=lambda record: (record.score(self.config.metric), record.number))
+            records.sort(key=lambda record: record != best)
+        return records
+
+    @property
+    def best(self) -> TrialRecord | None:
+        ranked = [record for record in self.ranked() if record.best_epoch is not None]
+        return ranked[0] if ranked else None
+
+    def _keep(self, record: TrialRecord) -> None:
+        """In one write, so that a cut leaves the study knowing all of an epoch or nothing."""
+        if record.number in self._live:
+            self._live[record.number].set_user_attr("record", asdict(record))
+        self.records[record.number] = record
+
+    def _release(self, record: TrialRecord) -> None:
+        self._keep(record)
+        self._let_go(record)
+
+    def _let_go(self, record: TrialRecord) -> None:
+        self._live.pop(record.number, None)
+        for listener in self.listeners:
+            listener.released(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        """Tells the study what is already in the record."""
+        trial = self._live.pop(record.number)
+        self.records[record.number] = record
+        final = _FINAL_STATES[record.state]
+        value = record.score(self.config.metric) if final == TrialState.COMPLETE else None
+        self._study.tell(trial, value, state=final)
+        for listener in self.listeners:
+            listener.ended(record)
+
+
+# What a resume may change: how many trials, how many at once and on what, and where the images are kept.
+CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.path")
+
+
+def changes(before: SweepConfig, after: SweepConfig) -> list[str]:
+    """The paths of the settings that differ, two keys deep, as `data.seed`."""
+    trees = [
+        {
+            f"{section}.{key}" if key else section: value
+            for section, tree in config.model_dump().items()
+            for key, value in (tree.items() if isinstance(tree, dict) else [("", tree)])
+        }
+        for config in (before, after)
+    ]
+    return [path for path in {**trees[0], **trees[1]} if trees[0].get(path) != trees[1].get(path)]
+
+
+def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:
+    """Whether all choices are the same and all numbers less than a tenth of their ranges apart."""
+    if values.keys() != others.keys():
+        return False
+    for path, parameter, given in walk(space):
+        if path in values and given.items() <= values.items():
+            if parameter.bounds is None:
+                if values[path] != others[path]:
+                    return False
+            elif abs(parameter.place(values[path]) - parameter.place(others[path])) >= _NEAR:
+                return False
+    return True
+
+
+def mean_test_error(replicates: list[TrialRecord]) -> float:
+    """A diverged one has read nothing; one that failed says nothing. Infinite if none was judged."""
+    errors = [1.0 if record.state == "diverged" else record.test_error_rate for record in replicates]
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if known else float("inf")
+
+
+def trial_name(number: int, values: dict[str, Value]) -> str:
+    """`0007_lr=1.2e-03_schedule=cosine`: as many values as fit into 80 safe characters."""
+    name = f"{number:04d}"
+    for path, value in values.items():
+        section, _, key = path.rpartition(".")
+        label = section.rpartition(".")[2] if key == "name" else key
+        text = f"{value:.1e}" if isinstance(value, float) else str(plain(value))
+        if isinstance(value, tuple):
+            text = re.sub(r"[\[\]]", "", text).replace(", ", "-")
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "._=+-") else "-" for c in f"{label}={text}")
+        if len(name) + 1 + len(safe) > 80:
+            break
+        name += f"_{safe}"
+    return name

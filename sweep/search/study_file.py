@@ -1,0 +1,265 @@
+"""`study.db`: the SQLite file that holds a sweep's Optuna study.
+
+A sweep opens it to write. While another program holds a lock on it, the sweep waits for minutes instead of SQLite's
+five seconds. A report reads a copy in memory: it writes nothing and holds no lock, so it works on a read-only folder
+and beside a running sweep.
+"""
+
+import shutil
+import signal
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from optuna.storages import RDBStorage
+from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from sweep.config import ConfigError
+from sweep.wording import faults
+
+_PATIENCE = 180.0  # seconds that a sweep waits for a program that holds the file
+_READERS_PATIENCE = 20.0
+_QUIET = 5.0  # seconds of waiting that are not worth a line on the terminal
+
+Tell = Callable[[str], None]
+Answer = TypeVar("Answer")
+
+
+class StudyError(OSError):
+    """The file cannot be read or written, for a reason outside of this program."""
+
+
+class DamagedStudy(StudyError):
+    """The file is no SQLite database, or not whole."""
+
+
+def storage(path: Path, tell: Tell) -> RDBStorage:
+    """Optuna's storage in the file, made if no trial has begun. Raises ConfigError if it is damaged, or if it is gone
+    or empty while there are files of trials: the trials would be trained again."""
+    begun = _trials_have_begun(path.parent)
+    if not begun:
+        path.touch()  # from here on it is never made anew, also if somebody deletes it while the sweep runs
+    patience = _Patience(path, _PATIENCE, tell)
+    with _refused(path):
+        if path.exists():
+            if begun and path.stat().st_size == 0:
+                raise DamagedStudy(f"{path}: is empty")
+            with closing(_connect(path, "rw", patience)) as connection:
+                _require_whole(connection, path)
+        engine = {"creator": lambda: _connect(path, "rw", patience), "poolclass": QueuePool}
+        return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=begun)
+
+
+def copied(path: Path) -> RDBStorage:
+    """Optuna's storage over a copy of the file in memory. Raises ConfigError."""
+    with _refused(path):
+        if path.stat().st_size == 0:
+            raise DamagedStudy(f"{path}: is empty")
+        memory = _copy(path)
+        engine = {"creator": lambda: memory, "poolclass": StaticPool}
+        return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=True)
+
+
+def reopen(storage: RDBStorage, trial_id: int) -> None:
+    """Makes an ended trial a running one without intermediate values, for which Optuna has no call."""
+    with storage.engine.begin() as connection:
+        for change in (
+            "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :id",
+            "DELETE FROM trial_intermediate_values WHERE trial_id = :id",
+        ):
+            connection.execute(text(change), {"id": trial_id})
+
+
+def _trials_have_begun(root: Path) -> bool:
+    """Whether the sweep's folder holds what only a trial leaves, after it has come into the study."""
+    return any(root.glob("trials/[0-9]*")) or any(root.glob("tensorboard/[0-9]*")) or (root / "best.pt").exists()
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turns what is wrong with the file's contents into one sentence. Raises ConfigError."""
+    anew = f"the sweep cannot go on; to start it anew: --config {path.parent / 'sweep.yaml'} and another --name"
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such file, but there are files of trials; {anew}"]) from None
+    except DamagedStudy as error:
+        raise ConfigError([f"{error}; {anew}"]) from None
+    except RuntimeError as error:  # Optuna's, for the tables of another version
+        raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from None
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Around reading the study: records that are missing or no records are told as damage. Raises ConfigError."""
+    with _refused(path):
+        try:
+            yield
+        except ConfigError:
+            raise
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DamagedStudy(f"{path}: is damaged: {key}: {first['input']!r:.80}: {first['msg']}") from None
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedStudy(f"{path}: is damaged: {faults.one_line(error)}") from None
+
+
+def _require_whole(connection: sqlite3.Connection, path: Path) -> None:
+    found = connection.cursor().execute("PRAGMA integrity_check").fetchone()
+    if found != ("ok",):
+        raise DamagedStudy(f"{path}: is damaged: {' '.join(str(found[0]).split())[:200]}")
+
+
+def _connect(path: Path, mode: str, patience: "_Patience") -> sqlite3.Connection:
+    if not path.exists():
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    # As a URI it has a mode: SQLite must not make the file. In `as_uri`, `%`, `?` and `#` stand for themselves.
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=0, factory=_connection_class(patience), check_same_thread=False)
+
+    return patience.run(connect)
+
+
+def _copy(path: Path) -> sqlite3.Connection:
+    patience = _Patience(path, _READERS_PATIENCE, lambda _: None)
+    try:
+        return _in_memory(path, "ro", patience)
+    except DamagedStudy:
+        raise
+    except StudyError:
+        # A sweep that was killed in the middle of a write left a journal, which SQLite wants to write back first.
+        journals = [path.with_name(path.name + end) for end in ("-journal", "-wal")]
+        if not any(journal.is_file() for journal in journals):
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (path, *journals):
+            if file.is_file():
+                shutil.copyfile(file, Path(folder, file.name))
+        return _in_memory(Path(folder, path.name), "rw", patience)
+
+
+def _in_memory(path: Path, mode: str, patience: "_Patience") -> sqlite3.Connection:
+    memory = sqlite3.connect(":memory:", factory=_connection_class(patience), check_same_thread=False)
+    with closing(_connect(path, mode, patience)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchall()  # takes the lock for which `backup` would wait for ever
+        patience.run(lambda: connection.backup(memory))
+    _require_whole(memory, path)
+    return memory
+
+
+class _Patience:
+    """Runs what uses the file: again and again while another program holds it, and at most `seconds` long. What then
+    still fails raises StudyError.
+
+    SQLite could wait by itself, but in C, where neither Ctrl-C nor a line on the terminal would be possible.
+    """
+
+    def __init__(self, path: Path, seconds: float, tell: Tell) -> None:
+        self._path, self._seconds, self._tell = path, seconds, tell
+        self._told = False
+
+    def run(self, action: Callable[[], Answer]) -> Answer:
+        try:
+            return action()
+        except sqlite3.Error as error:
+            if not _is_held(error):
+                raise self._explained(error) from error
+        with _signals_noticed() as signals:
+            begin = time.monotonic()
+            while True:
+                try:
+                    return action()
+                except sqlite3.Error as error:
+                    waited = time.monotonic() - begin
+                    if not _is_held(error) or waited >= self._seconds or signals:
+                        self._seconds = 0.0  # it was long enough: what follows must not wait as long again
+                        raise self._explained(error) from error
+                if waited >= _QUIET and not self._told:
+                    self._told = True
+                    self._tell(f"waiting for another program that holds {self._path}")
+                time.sleep(0.05)
+
+    def _explained(self, error: sqlite3.Error) -> Exception:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
+            return error  # an error of the program; of the first, Optuna expects some
+        code = getattr(error, "sqlite_errorname", None) or ""
+        match code.split("_")[1:]:
+            case ["BUSY" | "LOCKED", *_]:
+                return StudyError(f"{self._path}: another program holds it")
+            case ["READONLY", "DBMOVED"]:
+                return StudyError(f"{self._path}: it was deleted or replaced")
+            case ["FULL", *_]:
+                return StudyError(faults.NO_SPACE)
+            case ["CANTOPEN" | "IOERR" | "READONLY" | "PERM" | "AUTH", *_]:
+                # SQLite doesn't say why: another file in the same folder meets the same fault.
+                reason = _what_the_disk_says(self._path.parent)
+                return StudyError(reason or f"{self._path}: cannot be opened or written: {error}")
+            case ["NOMEM", *_]:
+                return MemoryError()
+        return DamagedStudy(f"{self._path}: is damaged: {error}")
+
+
+def _is_held(error: sqlite3.Error) -> bool:
+    return (getattr(error, "sqlite_errorname", None) or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _what_the_disk_says(folder: Path) -> str | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+    except OSError as error:
+        return faults.surroundings(error)
+    return None
+
+
+@contextmanager
+def _signals_noticed() -> Iterator[list[int]]:
+    """Collects the signals that should end this process, and delivers them afterwards to the handlers of before."""
+    came: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    handled = [number for number in numbers if callable(signal.getsignal(number))]
+    if threading.current_thread() is not threading.main_thread():
+        handled = []  # Python lets only the main thread set handlers
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in handled}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _connection_class(patience: _Patience) -> type[sqlite3.Connection]:
+    """A connection whose statements, rows and commits are had under `patience`."""
+
+    def patient(name: str) -> Any:
+        method = getattr(sqlite3.Cursor, name)
+        return lambda cursor, *arguments: patience.run(lambda: method(cursor, *arguments))
+
+    names = ("execute", "executemany", "fetchone", "fetchmany", "fetchall")
+    patient_cursor = type("PatientCursor", (sqlite3.Cursor,), {name: patient(name) for name in names})
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, factory: Any = patient_cursor) -> Any:
+            return super().cursor(factory)
+
+        def commit(self) -> None:
+            patience.run(super().commit)
+
+    return Connection

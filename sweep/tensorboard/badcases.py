@@ -1,0 +1,84 @@
+"""The images a network reads worst, as one picture: the truth, the reading with wrong characters in red, the loss."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from model.data.alphabet import Alphabet
+from model.training.evaluation import Samples
+
+_COLUMNS = 4
+_WIDTH = 192  # pixels an image gets; small captchas are enlarged to it
+_LINE = 16  # pixels
+_RIGHT, _WRONG = (30, 110, 40), (205, 20, 20)
+
+Line = list[tuple[str, str | tuple[int, int, int]]]  # a caption's line: texts and their colours
+
+
+def draw(images: Tensor, samples: Samples, alphabet: Alphabet) -> np.ndarray:
+    """images uint8 (n, C, H, W), those of `samples` in their order → uint8 (height, width, 3), four in a row."""
+    captions: list[list[Line]] = []
+    for labels, decoded, loss in zip(samples.labels.tolist(), samples.decoded.tolist(), samples.losses, strict=True):
+        true = alphabet.decode(labels)
+        reading: Line = [("pred: ", "black"), *_colored(alphabet.decode(decoded), true)]
+        captions.append([[(f"true: {true}", "black")], reading, [(f"loss: {float(loss):.3f}", "grey")]])
+    return _grid(images, captions)
+
+
+def draw_across(
+    images: Tensor, labels: Tensor, misread_by: Sequence[int], readings: Mapping[str, Tensor], alphabet: Alphabet
+) -> np.ndarray:
+    """The same images (n, C, H, W) as several trials read them: labels (n, L), by how many trials each is misread, and
+    readings (n, T) by the trial's label → uint8 (height, width, 3), four in a row."""
+    captions: list[list[Line]] = []
+    for place, count in enumerate(misread_by):
+        true = alphabet.decode(labels[place].tolist())
+        lines: list[Line] = [[(f"true: {true}  ", "black"), (f"misread by {count}", "grey")]]
+        for label, decoded in readings.items():
+            lines.append([(f"{label}: ", "black"), *_colored(alphabet.decode(decoded[place].tolist()), true)])
+        captions.append(lines)
+    return _grid(images, captions)
+
+
+def _grid(images: Tensor, captions: Sequence[Sequence[Line]]) -> np.ndarray:
+    font = ImageFont.load_default(13)
+    height = round(_WIDTH * images.shape[2] / images.shape[3])
+    cell_width, cell_height = _WIDTH + 12, height + 10 + _LINE * max(map(len, captions))
+    rows = -(-len(images) // _COLUMNS)
+    canvas = Image.new("RGB", (_COLUMNS * cell_width, rows * cell_height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
+        left, top = place % _COLUMNS * cell_width + 6, place // _COLUMNS * cell_height + 4
+        pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()  # (H, W, 3), also from grey
+        canvas.paste(Image.fromarray(pixels).resize((_WIDTH, height), Image.Resampling.NEAREST), (left, top))
+        for number, line in enumerate(lines):
+            x = float(left)
+            for text, color in line:
+                pen.text((x, top + height + 2 + _LINE * number), text, color, font)
+                x += font.getlength(text)
+    return np.asarray(canvas)
+
+
+def _colored(read: str, true: str) -> Line:
+    return [
+        ("".join(character for character, _ in run), _RIGHT if is_right else _WRONG)
+        for is_right, run in groupby(marked(read, true), key=itemgetter(1))
+    ]
+
+
+def marked(read: str, true: str) -> list[tuple[str, bool]]:
+    """Each character of a reading and whether it is right, by an alignment of least edits; `·` is a lost one."""
+    result = []
+    for edit in Levenshtein.opcodes(read, true):
+        if edit.tag == "delete":
+            result += [(character, False) for character in read[edit.src_start : edit.src_end]]
+        elif edit.tag == "insert":
+            result += [("·", False)] * (edit.dest_end - edit.dest_start)
+        else:
+            result += [(character, edit.tag == "equal") for character in read[edit.src_start : edit.src_end]]
+    return result

@@ -1,0 +1,45 @@
+"""The leaderboard as a table: CSV for programs, Markdown for TensorBoard."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sweep.config import Space, plain, walk
+from sweep.search.search import TrialRecord
+from sweep.wording.formatting import formatted
+
+_SCORES = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds")
+
+
+def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the leaderboard, in the order of `records`."""
+    records = list(records)
+    paths = list(dict.fromkeys(path for path, _, _ in walk(space)))
+    confirming = ("replicate_of", "test_error_rate") if any(record.replicate_of for record in records) else ()
+    rows = [
+        [
+            rank,
+            record.name,
+            record.state,
+            *(plain(record.values[path]) if path in record.values else None for path in paths),
+            *(getattr(record, key) for key in _SCORES),
+            record.error,
+            *(getattr(record, key) for key in confirming),
+        ]
+        for rank, record in enumerate(records, start=1)
+    ]
+    return ["rank", "trial", "state", *paths, *_SCORES, "error", *confirming], rows
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def as_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(formatted, row)) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join(lines)

@@ -1,0 +1,429 @@
+"""`report.html`: a sweep's verdict and what it rests on, in one file that needs nothing else."""
+
+import base64
+import io
+import logging
+import os
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import cached_property
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader
+from optuna.importance import PedAnovaImportanceEvaluator
+from PIL import Image
+from plotly.offline import get_plotlyjs
+from rapidfuzz.distance import Levenshtein
+from scipy.stats import spearmanr
+
+from model.data.alphabet import Alphabet
+from model.system.files import replace_file
+from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, plain, walk
+from sweep.config.workplace import Workplace
+from sweep.search import study_file
+from sweep.search.search import TrialRecord
+from sweep.tensorboard.writers import lifetime, scalars
+from sweep.verdict.verdict import COMPARED, Verdict
+from sweep.wording.faults import one_line
+from sweep.wording.formatting import formatted, percent, span
+
+_CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
+_WORST = 24
+_EDGE = 0.05  # of a range's length
+_DEVICE = re.compile(r"  device +(.*)")  # as the sweep's log tells it
+
+
+class Page:
+    """Made from the verdict and the trials' curves."""
+
+    def __init__(self, config: SweepConfig, workplace: Workplace, verdict: Verdict) -> None:
+        self.config, self.workplace, self.verdict = config, workplace, verdict
+        self.ranked, self.scored, self.images = verdict.ranked, verdict.scored, verdict.images
+        self.readings, self.pool = verdict.readings, verdict.pool
+        self.epochs = config.training.epochs
+        self.alphabet = Alphabet(config.captcha.characters)
+        self.logs = {record.name: scalars(workplace.logs(record.name)) for record in self.ranked}
+        self.spans = {name: lifetime(workplace.logs(name)) for name, tags in self.logs.items() if tags}
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the first trial's beginning to the last one's end."""
+        begins, ends = zip(*self.spans.values(), strict=True) if self.spans else ((0.0,), (0.0,))
+        return float(max(ends) - min(begins))
+
+    def write(self, path: Path) -> Path:
+        html = rendered(
+            "report.html",
+            name=self.workplace.root.name,
+            verdict=self.verdict.sentences,
+            confirmed=self.confirmed(),
+            warnings=self.warnings(),
+            rows=self.rows(),
+            paths=self.paths,
+            images=self.images,
+            plots=[(title, note, drawn_or_told(title, make)) for title, note, make in self.plots()],
+            worst=self.worst(),
+            compared=[reading.record.name[:4] for reading in self.readings[:COMPARED]],
+            confused=self.confused(),
+            facts=self.facts(),
+            yaml=self.config.yaml,
+        )
+        replace_file(path, html.encode())
+        return path
+
+    @property
+    def paths(self) -> list[str]:
+        return list(dict.fromkeys(path for path, _, _ in walk(self.config.search.space)))
+
+    def warnings(self) -> list[str]:
+        """What speaks against trusting the winner."""
+        found = []
+        if self.scored:
+            for path, parameter, given in walk(self.config.search.space):
+                values = self.scored[0].values
+                if path in values and given.items() <= values.items():
+                    found += self._edge(path, parameter, float(values[path])) if parameter.bounds else []
+        searched = [record for record in self.ranked if record.replicate_of is None]
+        ended = sum(record.state in ("completed", "stopped") for record in searched)
+        if ended < 4 * len(self.paths):
+            found.append(
+                f"{ended} trials are few for {len(self.paths)} searched values: take the importances below as a hint."
+            )
+        return found
+
+    @staticmethod
+    def _edge(path: str, parameter: Parameter, value: float) -> list[str]:
+        assert parameter.bounds is not None
+        (low, high), place = parameter.bounds, parameter.place(value)
+        if _EDGE <= place <= 1 - _EDGE:
+            return []
+        if place < 0.5:
+            wider = (low / 10 if parameter.loguniform else low - (high - low), high)
+        else:
+            wider = (low, high * 10 if parameter.loguniform else high + (high - low))
+        ((kind, _),) = parameter.model_dump().items()
+        return [
+            f"The winner's {path} = {value:.3g} lies at the edge of its range {low:g} … {high:g}: the best may lie "
+            f"beyond. Widen it: {path}: {{{kind}: [{wider[0]:g}, {wider[1]:g}]}}"
+        ]
+
+    def confirmed(self) -> list[dict[str, Any]]:
+        """The configs that were trained again, best first."""
+        return [
+            {
+                "name": config.record.name,
+                "seeds": len(config.wrong),
+                "error": percent(config.error),
+                "interval": span(config.interval),
+                "each": ", ".join(percent(float(wrong.mean())) for wrong in config.wrong),
+                "p": "" if config.p is None else f"{config.p:.2g}",
+                "seconds": f"{config.seconds:.0f}",
+            }
+            for config in self.verdict.confirmed
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        tests = {reading.record.number: reading.p for reading in self.readings if reading.p is not None}
+        return [
+            {
+                "rank": rank,
+                "name": record.name,
+                "state": record.state,
+                "values": [
+                    formatted(plain(record.values[path])) if path in record.values else "" for path in self.paths
+                ],
+                "epochs": f"{record.epochs}/{self.epochs}",
+                "error": percent(record.error_rate),
+                "interval": "" if record.error_rate is None else span(self.verdict.interval(record)),
+                "p": f"{tests[record.number]:.2g}" if record.number in tests else "",
+                "cer": percent(record.cer),
+                "loss": formatted(record.loss),
+                "seconds": f"{record.seconds:.0f}",
+            }
+            for rank, record in enumerate(self.ranked, start=1)
+        ]
+
+    def plots(self) -> list[tuple[str, str, Callable[[], str]]]:
+        """Title, what to look for, and what draws it as HTML."""
+        if not self.scored:
+            return []
+        completed = sum(record.state == "completed" for record in self.ranked)
+        of_the_study = [
+            ("What matters", "Importance for the error, by PED-ANOVA (Watanabe et al. 2023).", self._importances),
+            ("All values at once", "One line for each trial that ran to its end; dark is good.", self._parallel),
+        ]
+        return [
+            (
+                "Learning curves",
+                "Validation error by epoch; a cross marks where early stopping ended a trial.",
+                self._curves,
+            ),
+            ("Error over learning rate", "Each trial's best error; stopped trials are small.", self._over_rate),
+            ("The winners' learning rates", "As they were, step by step.", self._rates),
+            *(of_the_study if completed >= 4 else []),
+            ("What each schedule costs and gains", "Over its trials.", self._schedules),
+            ("When each trial ran", "", self._timeline),
+        ]
+
+    def _group(self, record: TrialRecord) -> str:
+        return str(record.values.get("schedule.name", self.config.schedule.name))
+
+    @property
+    def _colors(self) -> dict[str, str]:
+        palette = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
+        groups = sorted({self._group(record) for record in self.ranked})
+        return {group: palette[index % len(palette)] for index, group in enumerate(groups)}
+
+    def _curves(self) -> str:
+        figure, seen = go.Figure(), set[str]()
+        for record in self.ranked:
+            points = self.logs[record.name].get("epoch/error_rate", [])
+            group = self._group(record)
+            steps, values = [step for step, _ in points], [max(value, 0.5 / self.images) for _, value in points]
+            symbols = ["circle"] * (len(points) - 1) + ["x" if record.state == "stopped" else "circle"]
+            figure.add_scatter(
+                x=steps, y=values, name=group, legendgroup=group, showlegend=group not in seen,
+                mode="lines+markers", line={"color": self._colors[group], "width": 1.5},
+                marker={"symbol": symbols, "size": [3] * (len(points) - 1) + [9 if record.state == "stopped" else 3]},
+                hovertemplate=record.name + "<br>epoch %{x}: %{y:.4f}<extra></extra>",
+            )  # fmt: skip
+            seen.add(group)
+        return drawn(figure, "epoch", "validation error rate", y_log=True)
+
+    def _over_rate(self) -> str:
+        figure = go.Figure()
+        for group, color in self._colors.items():
+            records = [r for r in self.scored if self._group(r) == group]
+            rates = [float(self.config.with_values(r.values).optimizer.lr) for r in records]
+            errors = [max(r.score("error_rate"), 0.5 / self.images) for r in records]
+            bars = [self.verdict.interval(r) for r in records]
+            figure.add_scatter(
+                x=rates, y=errors, name=group, mode="markers",
+                marker={"color": color, "size": [6 if r.state == "stopped" else 11 for r in records]},
+                error_y={
+                    "array": [high - error for (_, high), error in zip(bars, errors, strict=True)],
+                    "arrayminus": [max(0.0, error - low) for (low, _), error in zip(bars, errors, strict=True)],
+                    "thickness": 1, "width": 0,
+                },
+                text=[r.name for r in records], hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
+            )  # fmt: skip
+        return drawn(figure, "learning rate", "best validation error rate", x_log=True, y_log=True)
+
+    def _rates(self) -> str:
+        figure = go.Figure()
+        for record in self.scored[:5]:
+            trial = self.config.with_values(record.values)
+            steps = trial.steps_per_epoch * trial.training.epochs
+            at = np.unique(np.linspace(0, steps - 1, 200).astype(int))
+            rates = [trial.optimizer.lr * trial.schedule.factor(int(step), steps) for step in at]
+            figure.add_scatter(x=at / trial.steps_per_epoch, y=rates, name=record.name, mode="lines")
+        return drawn(figure, "epoch", "learning rate")
+
+    def _importances(self) -> str:
+        study = self._study
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        figure = go.Figure(go.Bar(x=list(found.values())[::-1], y=list(found)[::-1], orientation="h"))
+        return drawn(figure, "importance", "", height=120 + 40 * len(found))
+
+    def _parallel(self) -> str:
+        figure = optuna.visualization.plot_parallel_coordinate(self._study, target_name="error")
+        figure.update_layout(title=None, plot_bgcolor="#d0d0d0")  # Optuna draws the worst in white
+        return drawn(figure, None, None)
+
+    @cached_property
+    def _study(self) -> optuna.Study:
+        return optuna.load_study(study_name="sweep", storage=study_file.copied(self.workplace.root / "study.db"))
+
+    def _schedules(self) -> str:
+        groups = {g: [r for r in self.scored if self._group(r) == g] for g in self._colors}
+        rows = [
+            (
+                group,
+                len(records),
+                percent(min(r.score("error_rate") for r in records)),
+                percent(float(np.median([r.score("error_rate") for r in records]))),
+                sum(r.state == "stopped" for r in records),
+                f"{sum(r.seconds for r in records):.0f}",
+            )
+            for group, records in groups.items()
+            if records
+        ]
+        header = ["schedule", "trials", "best error", "median error", "stopped early", "seconds in all"]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        figure = go.Figure(go.Table(header={"values": header}, cells={"values": columns}))
+        return drawn(figure, None, None, height=120 + 20 * len(rows))
+
+    def _timeline(self) -> str:
+        figure = go.Figure()
+        begin = min((start for start, _ in self.spans.values()), default=0.0)
+        for group, color in self._colors.items():
+            own = [
+                (r.name, *self.spans[r.name]) for r in self.ranked if r.name in self.spans and self._group(r) == group
+            ]
+            figure.add_bar(
+                y=[name[:4] for name, _, _ in own], base=[start - begin for _, start, _ in own],
+                x=[end - start for _, start, end in own], name=group, orientation="h", marker={"color": color},
+                text=[name for name, _, _ in own], textposition="none",
+                hovertemplate="%{text}<br>%{x:.0f} s<extra></extra>",
+            )  # fmt: skip
+        figure.update_yaxes(type="category", categoryorder="category descending")
+        return drawn(figure, "seconds since the first trial", "trial", height=140 + 16 * len(self.spans))
+
+    def worst(self) -> list[dict[str, Any]]:
+        """The images that most trials read wrong, each with the readings of the best ones."""
+        if self.pool is None:
+            return []
+        return [
+            {
+                "image": embedded(self.pool.images[row]),
+                "true": self.alphabet.decode(self.pool.labels[row].tolist()),
+                "count": count,
+                "readings": [
+                    (self.alphabet.decode(reading.decoded[row].tolist()) or "–", bool(reading.wrong[row]))
+                    for reading in self.readings[:COMPARED]
+                ],
+            }
+            for row, count in self.verdict.misread(_WORST)
+        ]
+
+    def confused(self) -> str:
+        """A heat map of which character the best trials read for which; the right ones, on the diagonal, left out."""
+        if not self.readings:
+            return ""
+        assert self.pool is not None
+        pairs: Counter[tuple[str, str]] = Counter()
+        for reading in self.readings[:_CONFUSED]:
+            for row in np.flatnonzero(reading.wrong):
+                true = self.alphabet.decode(self.pool.labels[row].tolist())
+                read = self.alphabet.decode(reading.decoded[row].tolist())
+                pairs.update(confusions(true, read))
+        if not pairs:
+            return ""
+        characters = [*self.config.captcha.characters, "lost"]
+        index = {character: place for place, character in enumerate(characters)}
+        counts = np.zeros((len(characters), len(characters)), int)
+        for (true, read), count in pairs.items():
+            counts[index[true], index[read]] = count
+        cells = [[int(value) or None for value in row] for row in counts[:-1]]
+        figure = go.Figure(go.Heatmap(z=cells, x=characters, y=characters[:-1], colorscale="Reds", xgap=1, ygap=1))
+        figure.update_xaxes(type="category")
+        figure.update_yaxes(type="category", autorange="reversed")
+        return drawn(figure, "read", "true", height=max(380, 18 * len(characters)))
+
+    def facts(self) -> list[tuple[str, str]]:
+        config, states = self.config, Counter(record.state for record in self.ranked)
+        spent = sum(record.seconds for record in self.ranked)
+        stopped = [r for r in self.ranked if r.state == "stopped" and r.epochs]
+        saved = sum(r.seconds / r.epochs * (self.epochs - r.epochs) for r in stopped)
+        stopping, log = config.search.early_stopping, self._log()
+        return [
+            ("trials", ", ".join(f"{count} {state}" for state, count in states.items())),
+            ("hardware", found[1] if (found := _DEVICE.search(log)) else "unknown"),
+            ("seconds", f"{spent:,.0f} of training in {self.wall:,.0f} of wall clock"),
+            *(
+                [("early stopping", f"{stopping.name} saved {saved:,.0f} seconds of training"), *self._rungs(stopping)]
+                if not isinstance(stopping, NoStopping)
+                else []
+            ),
+            (
+                "seeds",
+                f"search {self.config.search.seed}, training {self.config.training.seed}, data {self.config.data.seed}",
+            ),
+            ("versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "captcha"))),
+        ]
+
+    def _log(self) -> str:
+        try:
+            return (self.workplace.root / "sweep.log").read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def _rungs(self, stopping: Asha | Median) -> list[tuple[str, str]]:
+        """How well the score that decides foretells the error: among the trials that ran to their end, which leaves out
+        those that it judged worst."""
+        errors = {record.number: record.error_rate for record in self.scored if record.state == "completed"}
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number in errors]
+        found = []
+        for epoch in sorted({epoch for trial in trials for epoch in trial.intermediate_values}):
+            there = [trial for trial in trials if epoch in trial.intermediate_values]
+            scores, ends = [t.intermediate_values[epoch] for t in there], [errors[t.number] for t in there]
+            if len(set(scores)) > 2 and len(set(ends)) > 2:
+                what = f"Spearman's ρ of the {stopping.weights} weights' {stopping.metric} with the error in the end"
+                correlation = f"{spearmanr(scores, ends).statistic:.2f}, over {len(there)} completed trials"
+                found.append((f"after epoch {epoch}", f"{what}: {correlation}"))
+        return found
+
+
+def drawn_or_told(title: str, make: Callable[[], str]) -> str:
+    """A plot as HTML, or a sentence instead: the other plots are worth having without it."""
+    try:
+        return make()
+    except Exception as error:
+        logging.getLogger("sweep").error("the plot '%s' could not be made:", title, exc_info=error)
+        return f"<p>could not be made: {escape(one_line(error))}</p>"
+
+
+def confusions(true: str, read: str) -> list[tuple[str, str]]:
+    """(true, read) of each character that is read as another, or as none: `lost`."""
+    found = []
+    for edit in Levenshtein.opcodes(true, read):
+        if edit.tag == "replace":
+            pairs = zip(true[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end], strict=True)
+            found += list(pairs)
+        elif edit.tag == "delete":
+            found += [(character, "lost") for character in true[edit.src_start : edit.src_end]]
+    return found
+
+
+def rendered(template: str, **values: Any) -> str:
+    environment = Environment(loader=PackageLoader("sweep", "templates"), autoescape=True)
+    return environment.get_template(template).render(plotly=get_plotlyjs(), **values)
+
+
+def drawn(
+    figure: go.Figure, x: str | None, y: str | None, x_log: bool = False, y_log: bool = False, height: int = 420
+) -> str:
+    """Its HTML, without Plotly's own code."""
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
+    )
+    if x is not None:
+        figure.update_xaxes(title=x, **({"type": "log", "dtick": "D2", "tickformat": ".0e"} if x_log else {}))
+    if y is not None:
+        figure.update_yaxes(title=y, **({"type": "log", "dtick": "D2", "tickformat": "~%"} if y_log else {}))
+    # Named by what it shows: the same sweep gives the same file.
+    name = f"plot-{zlib.crc32(figure.to_json().encode()):08x}"
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}, div_id=name)
+    return html
+
+
+def embedded(pixels: np.ndarray) -> str:
+    """uint8 (C, H, W) as a data address."""
+    packed = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0).squeeze()).save(packed, "PNG")
+    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def write_page(verdict: Verdict) -> Path:
+    """Into the sweep's folder; where that can't be written, as one of a colleague's, into the working directory."""
+    root = verdict.workplace.root
+    page = Page(verdict.config, verdict.workplace, verdict)
+    return page.write(root / "report.html" if is_writable(root) else Path.cwd() / f"report-of-{root.name}.html")
+
+
+def is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,48 @@
+"""Keeps a sweep's files and its TensorBoard run true while its trials end."""
+
+from model.system.malloc import collector_paused
+from sweep.config import SweepConfig
+from sweep.config.workplace import Workplace
+from sweep.search.search import Search, TrialRecord
+from sweep.tensorboard.writers import SweepWriter, end_session
+from sweep.wording.faults import Fault
+
+
+class Reporter:
+    """Receives the events of all trials."""
+
+    def __init__(self, config: SweepConfig, workplace: Workplace) -> None:
+        self._config, self._workplace = config, workplace
+        self._writer = SweepWriter(workplace.logs("_sweep"), config.search.space)
+        self._ended = 0
+        self._best: float | None = None
+
+    def started(self, record: TrialRecord) -> None:
+        pass
+
+    def reported(self, record: TrialRecord) -> None:
+        pass
+
+    def released(self, record: TrialRecord) -> None:
+        pass
+
+    def ended(self, record: TrialRecord) -> None:
+        """May be told again of a trial that ended in an earlier run, and then completes what that run left undone."""
+        logs = self._workplace.logs(record.name)
+        if logs.exists():
+            end_session(logs, success=record.state in ("completed", "stopped"))
+        for checkpoint in self._workplace.files(record.name).glob("epoch_*.pt"):
+            checkpoint.unlink()
+        self._ended += 1
+        if record.error_rate is not None:
+            self._best = min(record.error_rate, 1.0 if self._best is None else self._best)
+        if self._best is not None:
+            self._writer.best(self._ended, self._best)
+
+    @collector_paused()  # SciPy, Matplotlib and Plotly are imported in it
+    def finish(self, search: Search) -> tuple[TrialRecord | None, list[str], list[Fault]]:
+        """Writes the leaderboard, the winner and the report, see `Results.write`."""
+        # These libraries take two seconds to import, which a sweep's start need not wait for.
+        from sweep.verdict.results import Results
+
+        return Results(self._config, self._workplace, search, self._writer, self._ended).write()

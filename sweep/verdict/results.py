@@ -1,0 +1,108 @@
+"""What a sweep leaves to read when it ends: leaderboard.csv, best.yaml, best.pt, report.html, the `_sweep` run."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.system.files import replace_file
+from sweep.config import SweepConfig
+from sweep.config.workplace import Workplace
+from sweep.search.search import Search, TrialRecord
+from sweep.tensorboard.writers import SweepWriter
+from sweep.verdict import pictures
+from sweep.verdict.leaderboard import as_csv, as_markdown, table
+from sweep.verdict.page import write_page
+from sweep.verdict.verdict import Verdict
+from sweep.wording import faults
+from sweep.wording.faults import Fault
+
+_TOP = 5  # trials linked in top/
+
+
+@dataclass
+class Results:
+    """Writes the results of a search into its folder; `ended` trials are the step of what TensorBoard shows."""
+
+    _config: SweepConfig
+    _workplace: Workplace
+    _search: Search
+    _writer: SweepWriter
+    _ended: int
+
+    def write(self) -> tuple[TrialRecord | None, list[str], list[Fault]]:
+        """Writes the leaderboard and copies the winner, then makes what shows them; also after an interruption, with
+        what there is. Returns the winner, the verdict, and what could not be made: each fails alone."""
+        root, lacking = self._workplace.root, list[Fault]()
+        ranked = self._search.ranked()
+        columns, rows = table(ranked, self._config.search.space)
+        winner: TrialRecord | None = None
+        verdict: Verdict | None = None
+        sentences: list[str] = []
+        with _alone("leaderboard.csv", lacking):
+            replace_file(root / "leaderboard.csv", as_csv(columns, rows).encode())
+        with _alone("best.yaml and best.pt", lacking):
+            winner = self._copy_winner(ranked)
+        with _alone("top/", lacking, extra=True):
+            self._link_top(ranked)
+        with _alone("the leaderboard in TensorBoard", lacking, extra=True):
+            self._log_leaderboard(ranked, columns, rows)
+        with _alone("the verdict", lacking):
+            verdict = Verdict(self._config, self._workplace, self._search)
+            sentences = verdict.sentences
+        with _alone("the worst images in TensorBoard", lacking, extra=True):
+            if verdict is not None and (picture := pictures.worst_across(verdict)) is not None:
+                self._writer.image("sweep/badcase", picture, self._ended)
+        self._writer.close()
+        with _alone("report.html", lacking):
+            if verdict is not None:
+                write_page(verdict)
+        return winner, sentences, lacking
+
+    def _log_leaderboard(
+        self, ranked: Sequence[TrialRecord], columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        if ranked:
+            # TensorBoard breaks wide tables inside words.
+            hidden = {"trial", "seconds", "loss", "error", "replicate_of"}
+            shown = [index for index, column in enumerate(columns) if column not in hidden]
+            narrow = [[row[index] for index in shown] for row in (columns, *rows)]
+            self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
+        if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
+            self._writer.image("sweep/error_over_learning_rate", pictures.error_over_learning_rate(ranked), self._ended)
+
+    def _link_top(self, ranked: Iterable[TrialRecord]) -> None:
+        """`top/`: a second log directory, for sweeps whose trials are too many for TensorBoard's list of runs."""
+        top = self._workplace.root / "top"
+        top.mkdir(exist_ok=True)
+        for link in top.iterdir():
+            if link.is_symlink():
+                link.unlink()
+        best = [record for record in ranked if record.best_epoch is not None][:_TOP]
+        for rank, record in enumerate(best, start=1):
+            (top / f"{rank}_{record.name}").symlink_to(Path("..", "tensorboard", record.name))
+
+    def _copy_winner(self, ranked: Iterable[TrialRecord]) -> TrialRecord | None:
+        """The best whose weights are still there."""
+        for record in ranked:
+            weights = self._workplace.files(record.name) / "best.pt"
+            if record.best_epoch is not None and weights.exists():
+                replace_file(self._workplace.root / "best.yaml", self._config.with_values(record.values).yaml.encode())
+                replace_file(self._workplace.root / "best.pt", weights.read_bytes())
+                return record
+        return None
+
+
+@contextmanager
+def _alone(what: str, lacking: list[Fault], extra: bool = False) -> Iterator[None]:
+    """Makes one part of what a sweep leaves: an error is told in `lacking`, and the other parts are made all the same.
+    What the surroundings withhold can be had by a resume, or is done without if it is an `extra`."""
+    try:
+        yield
+    except Exception as error:
+        logging.getLogger("sweep").error("%s could not be made:", what, exc_info=error)
+        fault = Fault.of(error)
+        code = 0 if extra and fault.code == faults.INTERRUPTED else fault.code
+        lacking.append(Fault(f"{what} could not be made: {fault.sentence}", code))

@@ -1,0 +1,171 @@
+"""Which config is best, and how sure that is: what the terminal says last and the report first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.data.captchas import Split
+from model.data.pools import Pool, open_pool, pool_spec
+from model.network import ctc
+from model.training import checkpoints
+from sweep.config import SweepConfig
+from sweep.config.workplace import Workplace
+from sweep.search.search import Search, TrialRecord
+from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
+from sweep.wording.formatting import percent, span
+
+COMPARED = 5  # trials side by side under the worst images
+SURE = 0.05  # the largest p that counts as a difference
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a trial's best network reads of a split: uint8 (N, T) padded with 0, and which are wrong. `p` is Holm's for
+    being as good as the best."""
+
+    record: TrialRecord
+    decoded: np.ndarray
+    wrong: np.ndarray
+    p: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.record.seconds
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A config's replicates on the test set: wrong bool (S, N), their mean error with its 95 % interval, and Holm's p
+    for being as good as the best."""
+
+    record: TrialRecord
+    wrong: np.ndarray
+    interval: tuple[float, float]
+    seconds: float
+    p: float | None = None
+
+    @property
+    def error(self) -> float:
+        return float(self.wrong.mean())
+
+
+class Verdict:
+    """From what lies in a sweep's folder, and the records that the search keeps."""
+
+    def __init__(self, config: SweepConfig, workplace: Workplace, search: Search) -> None:
+        self.config, self.workplace = config, workplace
+        self.ranked = search.ranked()
+        self.scored = [record for record in self.ranked if record.error_rate is not None]
+        self.pool: Pool | None = self._pool("valid")
+        self.readings = self._readings()
+        self.confirmed = self._confirmed(search)
+
+    @property
+    def images(self) -> int:
+        return self.config.data.valid_images
+
+    def _pool(self, split: Split) -> Pool | None:
+        return open_pool(pool_spec(self.config, split), self.workplace.pools)
+
+    def _read(self, record: TrialRecord, key: str, pool: Pool) -> tuple[np.ndarray, np.ndarray] | None:
+        """Readings and which are wrong, if they are there and of this pool's size and alphabet."""
+        path = self.workplace.files(record.name) / "best.pt"
+        try:
+            decoded = checkpoints.load(path)[key] if path.is_file() else None  # a FIFO would never end
+        except (OSError, ValueError, KeyError):
+            return None
+        if not isinstance(decoded, torch.Tensor) or decoded.dtype != torch.uint8 or decoded.ndim != 2:
+            return None
+        largest = len(self.config.captcha.characters)  # 0 pads, the first character is 1
+        images, steps = decoded.shape
+        if images != len(pool) or steps < pool.labels.shape[1] or int(decoded.max()) > largest:
+            return None
+        return decoded.numpy(), ~ctc.exact_matches(decoded, torch.from_numpy(pool.labels)).numpy()
+
+    def _readings(self) -> list[Reading]:
+        """Of the validation images, best first; of the trials whose weights are there."""
+        if self.pool is None:
+            return []
+        read = [(record, self._read(record, "readings", self.pool)) for record in self.scored]
+        found = [(record, *both) for record, both in read if both is not None]
+        p_values = holm([p_value(found[0][2], wrong) for _, _, wrong in found[1:]])
+        return [Reading(*what, p) for what, p in zip(found, [None, *p_values], strict=False)]
+
+    def _confirmed(self, search: Search) -> list[Confirmed]:
+        """Best first. A replicate that diverged has read nothing."""
+        pool = self._pool("test") if search.confirmed else None
+        if pool is None:
+            return []
+        configs: list[tuple[TrialRecord, np.ndarray, float]] = []
+        for record in search.confirmed:
+            replicates = search.replicates(record)
+            rows = [np.ones(len(pool), bool) for other in replicates if other.state == "diverged"]
+            read = [self._read(other, "test_readings", pool) for other in replicates if other.state == "completed"]
+            rows += [both[1] for both in read if both is not None]
+            if rows:
+                seconds = sum(other.seconds for other in replicates) / len(replicates)
+                configs.append((record, np.stack(rows), seconds))
+        compared = SeedsAndImages([wrong for _, wrong, _ in configs])
+        p_values = holm([compared.p_value(configs[0][1], wrong) for _, wrong, _ in configs[1:]])
+        return [
+            Confirmed(record, wrong, compared.interval(wrong), seconds, p)
+            for (record, wrong, seconds), p in zip(configs, [None, *p_values], strict=False)
+        ]
+
+    def misread(self, most: int) -> list[tuple[int, int]]:
+        """The validation images that most trials read wrong: their rows, and how many trials do."""
+        if not self.readings:
+            return []
+        counts = np.sum([reading.wrong for reading in self.readings], axis=0)
+        rows = np.argsort(-counts, kind="stable")[:most]
+        return [(int(row), int(counts[row])) for row in rows if counts[row]]
+
+    def interval(self, record: TrialRecord) -> tuple[float, float]:
+        """95 % of one run's validation error."""
+        return interval(round(record.score("error_rate") * self.images), self.images)
+
+    @property
+    def sentences(self) -> list[str]:
+        """Two: which is best and how sure its error is; which others may be as good."""
+        if not self.scored:
+            return ["No trial has reached the end of an epoch."]
+        if self.confirmed:
+            best = self.confirmed[0]
+            seeds, images = best.wrong.shape
+            first = (
+                f"{best.record.name} reads best: trained again with {seeds} fresh seeds it gets {percent(best.error)} "
+                f"of {images:,} unseen test texts wrong (95 % interval {span(best.interval)})."
+            )
+            return [first, *_compared(self.confirmed, "on the test set")]
+        winner = self.scored[0]
+        first = (
+            f"{winner.name} reads best: {percent(winner.error_rate)} of {self.images:,} validation texts are wrong "
+            f"(95 % interval {span(self.interval(winner))}; a little flattered, as the best of many here)."
+        )
+        if not self.readings or self.readings[0].record != winner:
+            return [first]
+        return [first, *_compared(self.readings, "on these images")]
+
+
+def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> list[str]:
+    """A sentence on the best, which comes first, and the others; none if it is alone."""
+    best, *others = known
+    equals = [other for other in others if other.p is not None and other.p >= SURE]
+    beaten = [other for other in others if other.p is not None and other.p < SURE]
+    if not others:
+        return []
+    worst = f"p ≤ {max(other.p or 0.0 for other in beaten):.2g}" if beaten else ""
+    if not equals:
+        rest = f" and {len(beaten) - 1} more" if len(beaten) > 1 else ""
+        return [f"It beats {beaten[0].record.name}{rest} {where} ({worst})."]
+    names = ", ".join(other.record.name[:4] for other in equals)
+    least = min(other.p or 0.0 for other in equals)
+    p = f"p {'=' if len(equals) == 1 else '≥'} {least:.2g}"
+    rest = f", but it beats {len(beaten)} more ({worst})" if beaten else ""
+    cheapest = min([best, *equals], key=lambda one: one.seconds)
+    return [
+        f"It can't be told apart from {names} {where} ({p}){rest}; of these equals {cheapest.record.name} is the "
+        f"cheapest ({cheapest.seconds:.0f} s)."
+    ]
