@@ -17,7 +17,7 @@ from sweep.config import SweepConfig, load
 from sweep.search.early_stopping import decides
 from sweep.search.search import Search, TrialRecord
 from tests.conftest import REPOSITORY
-from tests.ground_truth import AVERAGED, GroundTruth
+from tests.ground_truth import AVERAGED, SCORES, GroundTruth
 
 CONFIG = REPOSITORY / "configs" / "schedules.yaml"
 ASHA = {"name": "asha", "grace_epochs": 3, "reduction_factor": 2}
@@ -95,15 +95,16 @@ class Replay:
     def _train(self, search: Search, record: TrialRecord, seed: int) -> int:
         """Reports the recorded epochs until the search has seen enough; says how many."""
         trial = self.truth.trials[(*self._nearest(record), seed)]
-        best: dict[str, Any] = {"error_rate": math.inf, "loss": math.inf}
+        best, best_epoch = {"error_rate": math.inf, "loss": math.inf}, 0
         for epoch, scores in enumerate(trial.epochs, start=1):
             if (scores["error_rate"], scores["loss"]) < (best["error_rate"], best["loss"]):
-                best = {**scores, "best_epoch": epoch}
+                best, best_epoch = {name: scores[name] for name in SCORES}, epoch
             ended = epoch == len(trial.epochs)
             result = {
                 "state": "completed" if ended else "running",
                 "epochs": epoch,
-                **best,
+                "scores": best,
+                "best_epoch": best_epoch,
                 "rung_score": scores[AVERAGED] if decides(search.config.early_stopping, epoch) and not ended else None,
                 **({"test_error_rate": trial.test_error_rate} if ended and record.replicate_of else {}),
             }

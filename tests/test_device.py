@@ -21,6 +21,7 @@ from model.training.averaging import AveragedWeights
 from model.training.evaluation import evaluate
 from model.training.optimizers import make_optimizer
 from model.training.running_scores import RunningScores
+from model.training.scores import Scores
 from sweep.benchmark.worker import Lane, Measures
 from sweep.config import load
 from sweep.config.load import QUICKSTART
@@ -149,8 +150,10 @@ def test_evaluation_leaves_readings_and_losses_on_the_host(
 ) -> None:
     monkeypatch.setattr(F, "ctc_loss", lambda log_probabilities, *_, **__: log_probabilities.new_empty(40))
     scored: list[torch.device] = []
-    scores = "model.training.evaluation.score"
-    monkeypatch.setattr(scores, lambda *tensors: scored.extend(tensor.device for tensor in tensors))
+    monkeypatch.setattr(
+        "model.training.evaluation.scores_of",
+        lambda readings: scored.extend(part.device for part in vars(readings).values()),
+    )
     with fake_tensors(monkeypatch):
         with GPU:
             network = CRNN(config)
@@ -162,17 +165,18 @@ def test_evaluation_leaves_readings_and_losses_on_the_host(
 
 def test_a_windows_figures_are_logged_when_the_next_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "Event", _Event)
-    monkeypatch.setattr("model.training.running_scores.loss_and_accuracy", lambda *tensors: (1.0, 0.5))
+    scores = Scores(loss=1.0, error_rate=0.5)
+    monkeypatch.setattr("model.training.running_scores.scores_of", lambda readings, by_window: scores)
     logged: list[int] = []
     with fake_tensors(monkeypatch):
-        scores = RunningScores(lambda step, values: logged.append(step))
+        running = RunningScores(lambda step, values: logged.append(step))
         seen = []
         for step in (1, 2, 3):
             batch = torch.empty(4, device=GPU), torch.empty(4, 6, dtype=torch.uint8, device=GPU)
-            scores.add(*batch, torch.empty(4, 2, dtype=torch.uint8))
-            scores.end_window(step, rate=0.1)
+            running.add(*batch, torch.empty(4, 2, dtype=torch.uint8))
+            running.end_window(step, rate=0.1)
             seen.append(list(logged))
-        scores.flush()
+        running.flush()
     assert seen == [[], [1], [1, 2]]
     assert logged == [1, 2, 3]
 

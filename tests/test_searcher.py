@@ -29,7 +29,7 @@ def result(epoch: int, loss: float, state: str = "running") -> dict[str, Any]:
         "state": state,
         "epochs": epoch,
         "best_epoch": epoch,
-        **scores,
+        "scores": scores,
         "rung_score": loss,
     }
 
@@ -42,7 +42,7 @@ def run(search: Search, loss_of: Callable[[TrialRecord, int], float]) -> list[Tr
             state = "completed" if epoch == search.epochs else "running"
             told = result(epoch, loss_of(record, epoch), state)
             if record.replicate_of and state == "completed":
-                told["test_error_rate"] = told["error_rate"]
+                told["test_error_rate"] = told["scores"]["error_rate"]
             go_on = search.report(record.number, told)
     return list(search.records.values())
 

@@ -326,8 +326,8 @@ def test_trials_that_failed_are_run_again_if_that_is_wanted(tmp_path: Path) -> N
     # Killed here, it is not forgotten.
     later = Search(config(**settings), tmp_path / "study.db")
     assert later.ask() == record
-    scores = {"error_rate": 0.5, "cer": 0.5, "loss": 0.5, "best_epoch": 1}
-    later.report(0, {"state": "completed", "epochs": 1, **scores})
+    scores = {"error_rate": 0.5, "cer": 0.5, "loss": 0.5}
+    later.report(0, {"state": "completed", "epochs": 1, "scores": scores, "best_epoch": 1})
     assert later.exhausted
     assert [record.state for record in later.records.values()] == ["completed", "diverged"]
     assert later.exit_code == 0

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from model.config import TrialConfig
-from model.training.evaluation import Scores
+from model.training.scores import Scores
 from sweep.config import Parameter
 from sweep.tensorboard.writers import EventFile, SweepWriter, TrialWriter, Writer, comparison_link, end_session
 
@@ -38,15 +38,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_rewinding_leaves_no_trace_and_one_file_per_run(tmp_path: Path) -> None:
     writer = TrialWriter(tmp_path)
     writer.log(1, {"train/loss": 1.0})
-    writer.epoch(1, Scores(1, 1, 1), Scores(2, 1, 1), 1.0)
+    writer.epoch(1, Scores(loss=1, error_rate=1, cer=1), Scores(loss=2, error_rate=1, cer=1), 1.0)
     positions = writer.positions
     writer.log(2, {"train/loss": 9.0})
-    writer.epoch(2, Scores(9, 1, 1), Scores(9, 1, 1), 1.0)
+    writer.epoch(2, Scores(loss=9, error_rate=1, cer=1), Scores(loss=9, error_rate=1, cer=1), 1.0)
     writer.close()
     again = TrialWriter(tmp_path)
     again.rewind(positions)
     again.log(2, {"train/loss": 2.0})
-    again.epoch(2, Scores(3, 1, 1), Scores(4, 1, 1), 1.0)
+    again.epoch(2, Scores(loss=3, error_rate=1, cer=1), Scores(loss=4, error_rate=1, cer=1), 1.0)
     again.close()
     assert [(p.step, p.value) for p in accumulated(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 2.0)]
     assert [(p.step, p.value) for p in accumulated(tmp_path).Scalars("epoch/loss")] == [(1, 2.0), (2, 4.0)]

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from model.data.batches import Data
 from model.training import precision
-from model.training.evaluation import Scores, evaluate
+from model.training.evaluation import evaluate
+from model.training.scores import Scores
 
 _STATISTICS = 512  # training images from which batch-norm learns its statistics anew
 _SAMPLES = 200  # of a trial's weights, evenly spread: averaging all costs a small network a hundredth of its time

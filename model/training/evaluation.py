@@ -8,23 +8,32 @@ from torch import Tensor, nn
 
 from model.network import ctc
 from model.training.precision import autocast
+from model.training.scores import Scores, scores_of
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Means over images: CTC's `loss` per character, `error_rate` of whole texts, `cer` of characters."""
+class Readings:
+    """What a network read in some images, on the CPU: the CTC loss of each whole text (N,), readings and labels (N, ·).
 
-    loss: float
-    error_rate: float
-    cer: float
+    Each image weighs the same, however they were batched.
+    """
+
+    losses: Tensor
+    decoded: Tensor
+    labels: Tensor
 
     @property
-    def acc(self) -> float:
-        return 1 - self.error_rate
+    def loss(self) -> float:
+        """Mean CTC loss per character."""
+        return float(ctc.mean_per_character(self.losses.double(), self.labels))
 
-    def tagged(self, prefix: str) -> dict[str, float]:
-        names = ("loss", "acc", "error_rate", "cer")
-        return {f"{prefix}/{name}": getattr(self, name) for name in names}
+    @property
+    def error_rate(self) -> float:
+        return 1 - float(ctc.exact_matches(self.decoded, self.labels).double().mean())
+
+    @property
+    def character_error_rate(self) -> float:
+        return ctc.character_error_rate(self.decoded, self.labels)
 
 
 @dataclass(frozen=True)
@@ -46,21 +55,9 @@ class Samples:
         return Samples(self.rows[order], self.labels[order], self.decoded[order], self.losses[order])
 
 
-def score(losses: Tensor, decoded: Tensor, labels: Tensor) -> Scores:
-    """Weighs each image the same, however they were batched. Losses (N,) are those of whole texts."""
-    loss, accuracy = loss_and_accuracy(losses, decoded, labels)
-    return Scores(loss, 1 - accuracy, ctc.character_error_rate(decoded, labels))
-
-
-def loss_and_accuracy(losses: Tensor, decoded: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean loss per character, and exact match."""
-    accuracy = ctc.exact_matches(decoded, labels).double().mean()
-    return float(ctc.mean_per_character(losses.double(), labels)), float(accuracy)
-
-
-def by_loss(losses: Tensor, decoded: Tensor, labels: Tensor) -> Samples:
-    order = losses.argsort(descending=True, stable=True)
-    return Samples(order, labels[order], decoded[order], losses[order])
+def by_loss(readings: Readings) -> Samples:
+    order = readings.losses.argsort(descending=True, stable=True)
+    return Samples(order, readings.labels[order], readings.decoded[order], readings.losses[order])
 
 
 @torch.no_grad()
@@ -74,5 +71,5 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preci
         losses.append(ctc.ctc_losses(logits, labels))
         paths.append(ctc.best_path(logits))
         truths.append(labels)
-    result = (torch.cat(losses).cpu(), ctc.collapse(torch.cat(paths).cpu()), torch.cat(truths))
-    return score(*result), by_loss(*result)
+    readings = Readings(torch.cat(losses).cpu(), ctc.collapse(torch.cat(paths).cpu()), torch.cat(truths))
+    return scores_of(readings), by_loss(readings)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from model.system.seeds import derive
 from model.training import acceleration, precision
 from model.training.acceleration import Step, set_rate
 from model.training.averaging import AveragedWeights
-from model.training.evaluation import Samples, Scores, evaluate
+from model.training.evaluation import Samples, evaluate
 from model.training.optimizers import make_optimizer
 from model.training.running_scores import Log, RunningScores
+from model.training.scores import Scores
 
 LOG_POINTS = 200  # per tag and trial: more only make TensorBoard slow
 
@@ -94,7 +95,7 @@ def train(
     optimizer = make_optimizer(network.parameters(), config.optimizer)
     steps_per_epoch, epochs = config.steps_per_epoch, config.training.epochs
     steps = steps_per_epoch * epochs
-    best_number, best = 0, Scores(math.inf, math.inf, math.inf)
+    best_number, best = 0, Scores(error_rate=math.inf, loss=math.inf)
     first = 1
     if resume_from is not None:
         network.load_state_dict(resume_from["network"])
@@ -102,7 +103,7 @@ def train(
         if average is not None:
             average.load_state_dict(resume_from["average"])
         first = resume_from["epoch"] + 1
-        best_number, best = resume_from["best_number"], Scores(**resume_from["best"])
+        best_number, best = resume_from["best_number"], Scores(resume_from["best"])
     take_step, note = make_step(config, network, optimizer, data)
 
     for number in range(first, epochs + 1):
@@ -145,7 +146,7 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "average": None if average is None else average.state_dict(),
                 "best_number": best_number,
-                "best": asdict(best),
+                "best": dict(best),
             },
             note=note,
         )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from model.network import ctc
-from model.training.evaluation import Samples, Scores, by_loss, loss_and_accuracy, score
+from model.training.evaluation import Readings, Samples, by_loss
+from model.training.scores import Scores, scores_of
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -45,19 +46,18 @@ class RunningScores:
         if self._pending is None:
             return
         (step, rate, fetched), self._pending = self._pending, None
-        loss, accuracy = loss_and_accuracy(*fetched.wait())
-        values = {"loss": loss, "acc": accuracy, "error_rate": 1 - accuracy, "lr": rate}
-        self._log(step, {f"train/{name}": value for name, value in values.items()})
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss was {loss} by step {step}")
+        scores = scores_of(fetched.wait(), by_window=True)
+        self._log(step, {**scores.tagged("train"), "train/lr": rate})
+        if not math.isfinite(scores.loss):
+            raise Diverged(f"the loss was {scores.loss} by step {step}")
 
     def end_epoch(self, number: int) -> tuple[Scores, Samples]:
         """Scores of the epoch with this number, and the last batch's samples. Raises Diverged."""
         self.flush()
-        scores = score(*_Fetched(self._batches).wait())
+        scores = scores_of(_Fetched(self._batches).wait())
         if not math.isfinite(scores.loss):
             raise Diverged(f"the loss was {scores.loss} in epoch {number}")
-        return scores, by_loss(*_Fetched(self._batches[-1:]).wait())
+        return scores, by_loss(_Fetched(self._batches[-1:]).wait())
 
 
 class _Fetched:
@@ -71,8 +71,7 @@ class _Fetched:
             self._arrived = torch.Event(losses.device)
             self._arrived.record()
 
-    def wait(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses (N,), readings (N, T) and labels (N, L)."""
+    def wait(self) -> Readings:
         if not self.is_here:
             self._arrived.synchronize()
-        return self._losses, ctc.collapse(self._paths), self._labels
+        return Readings(self._losses, ctc.collapse(self._paths), self._labels)

@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -238,7 +238,7 @@ class Measures:
         """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""
         network = make_network(self.config, self.device)
         epoch = next(train(self.config, network, self.data, average=self._average(network)))
-        described = {"config": self.config.model_dump(mode="json"), "scores": asdict(epoch.valid)}
+        described = {"config": self.config.model_dump(mode="json"), "scores": dict(epoch.valid)}
         files = [
             (self.lane.folder / "epoch.pt", epoch.state),
             (self.lane.folder / "best.pt", {**described, "network": epoch.state["network"]}),

@@ -3,15 +3,23 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from model.config import Positive, Section, Seed, Tagged, TrialConfig, override, shown
+from model.training.scores import SCORES
 from sweep.config import yaml_text
 from sweep.config.errors import sentences
 from sweep.config.space import AnyValue, Parameter, Space, Value, completed, walk
 from sweep.config.yaml_text import NotYaml
 
-Scored = Literal["error_rate", "loss", "cer"]
+
+def _known_score(name: str) -> str:
+    if name not in SCORES:
+        raise ValueError(f"must be one of {', '.join(SCORES)}, got {shown(name)}")
+    return name
+
+
+Scored = Annotated[str, AfterValidator(_known_score)]
 
 
 class NoStopping(Section):

@@ -7,11 +7,11 @@ import os
 import time
 import traceback
 from collections.abc import Generator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from model.config import TrialConfig
 from model.data.alphabet import Alphabet
@@ -24,6 +24,7 @@ from model.training.averaging import AveragedWeights
 from model.training.evaluation import Samples, evaluate
 from model.training.loop import Epoch, make_network, train
 from model.training.running_scores import Diverged
+from model.training.scores import SCORES
 from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial
 from sweep.config.workplace import Workplace
 from sweep.search.early_stopping import decides
@@ -81,70 +82,85 @@ class Trial:
         return epochs
 
     def _train(self) -> Generator[dict[str, Any]]:
-        resolved = self.base.with_values(self.record.values)
-        config = resolved.trial()
-        aside = self._move_strangers_aside(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
-        replace_file(self.folder / "config.yaml", resolved.yaml.encode())
+        sweep = self.base.with_values(self.record.values)
+        config = sweep.trial()
+        moved = self._prepare_folder(sweep, config)
         place = device.pick(self.workplace.gpus)
         warming = device.start_warm_up(place) if self.workplace.gpus else None
         data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
         with contextlib.closing(writer), contextlib.closing(pictures):
-            start, note = self._newest_checkpoint(writer)
-            note = note or aside
-            seconds = 0.0
+            start, damaged = self._newest_checkpoint(writer)
+            note, seconds = damaged or moved, 0.0
             if start is None:
-                writer.rewind({"": 0, "train": 0})
-                group = self.record.replicate_of or self.record.name
-                values = hparams(self.base.search.space, self.record.values)
-                writer.begin(group, values, config, resolved.yaml)
+                self._begin_logs(writer, sweep, config)
             else:
                 writer.rewind(start["positions"])
                 pictures.restore(start["pictures"])
                 seconds = start["result"]["seconds"]
-                if start["epoch"] > self.record.epochs:  # trained, but nobody was told
+                if start["epoch"] > self.record.epochs:  # saved by a process that died before it could report the epoch
                     yield {**start["result"], "note": note}
             begin = time.monotonic()
             if warming is not None:
                 warming.result()
             network = make_network(config, place)
-            average = None
-            if self._stopping is not None and self.base.averages:
-                average = AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
+            average = self._average_of(network, config)
             for epoch in train(config, network, data, writer.log, start, average):
                 writer.epoch(epoch.number, epoch.train, epoch.valid, epoch.best_valid.error_rate)
                 pictures.take(epoch)
                 if epoch.best:
-                    described = {"config": config.model_dump(mode="json"), "scores": asdict(epoch.valid)}
-                    checkpoints.save(
-                        self.folder / "best.pt",
-                        {
-                            **described,
-                            "epoch": epoch.number,
-                            "network": epoch.state["network"],
-                            "readings": epoch.valid_samples.in_order().decoded,
-                        },
-                    )
-                result = {
+                    self._save_best(epoch, config)
+                result: dict[str, Any] = {
                     "state": "completed" if epoch.number == config.training.epochs else "running",
                     "seconds": seconds + time.monotonic() - begin,
                     "epochs": epoch.number,
                     "best_epoch": epoch.best_number,
-                    **asdict(epoch.best_valid),
+                    "scores": dict(epoch.best_valid),
                     "rung_score": self._rung_score(epoch, average, data),
                 }
                 if self.record.replicate_of is not None and result["state"] == "completed":
                     result["test_error_rate"] = self._judge(config, data)
                     writer.log(epoch.number, {"test/error_rate": result["test_error_rate"]})
-                kept = {"positions": writer.positions, "pictures": pictures.state, "result": result}
-                checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", {**epoch.state, **kept})
-                for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
-                    old.unlink()
+                # Last: a checkpoint says that all of its epoch is on the disk.
+                self._save(epoch, {"positions": writer.positions, "pictures": pictures.state, "result": result})
                 yield {**result, "note": "; ".join(filter(None, (note, epoch.note))) or None}
                 seconds, begin = result["seconds"], time.monotonic()
+
+    def _prepare_folder(self, sweep: SweepConfig, config: TrialConfig) -> str | None:
+        """Writes config.yaml. Returns a sentence if files of another trial had to be moved aside."""
+        moved = self._move_strangers_aside(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
+        replace_file(self.folder / "config.yaml", sweep.yaml.encode())
+        return moved
+
+    def _begin_logs(self, writer: TrialWriter, sweep: SweepConfig, config: TrialConfig) -> None:
+        writer.rewind({"": 0, "train": 0})
+        group = self.record.replicate_of or self.record.name
+        writer.begin(group, hparams(self.base.search.space, self.record.values), config, sweep.yaml)
+
+    def _average_of(self, network: nn.Module, config: TrialConfig) -> AveragedWeights | None:
+        """The network's averaged weights, if early stopping compares them."""
+        if self._stopping is None or not self.base.averages:
+            return None
+        return AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
+
+    def _save_best(self, epoch: Epoch, config: TrialConfig) -> None:
+        state = {
+            "config": config.model_dump(mode="json"),
+            "scores": dict(epoch.valid),
+            "epoch": epoch.number,
+            "network": epoch.state["network"],
+            "readings": epoch.valid_samples.in_order().decoded,
+        }
+        checkpoints.save(self.folder / "best.pt", state)
+
+    def _save(self, epoch: Epoch, kept: dict[str, Any]) -> None:
+        """Writes the checkpoint to resume from, and keeps the one before it."""
+        checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", {**epoch.state, **kept})
+        for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
+            old.unlink()
 
     @property
     def _stopping(self) -> Asha | Median | None:
@@ -159,8 +175,8 @@ class Trial:
             return None
         numeric = precision.resolve(training.precision, data.device)
         scores = epoch.valid if average is None else average.scores(data, epoch.number, numeric)
-        score: float = getattr(scores, stopping.metric)
-        return score if math.isfinite(score) else math.inf
+        cost = SCORES[stopping.metric].cost(scores[stopping.metric])
+        return cost if math.isfinite(cost) else math.inf
 
     def _judge(self, config: TrialConfig, data: Data) -> float:
         """Error rate on the test set of the best epoch's weights, whose readings then lie beside them."""
@@ -169,7 +185,7 @@ class Trial:
         network.load_state_dict(best["network"])
         numeric = precision.resolve(config.training.precision, data.device)
         scores, samples = evaluate(network, data.batches(*data.open("test")), numeric)
-        judged = {"test_scores": asdict(scores), "test_readings": samples.in_order().decoded}
+        judged = {"test_scores": dict(scores), "test_readings": samples.in_order().decoded}
         checkpoints.save(self.folder / "best.pt", {**best, **judged})
         return scores.error_rate
 

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -19,9 +19,10 @@ import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from model.system.seeds import derive
+from model.training.scores import SCORES
 from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, completed, plain, tupled, walk
 from sweep.search import study_file
 from sweep.search.early_stopping import PRUNERS
@@ -38,18 +39,25 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def _in_range(scores: dict[str, float]) -> dict[str, float]:
+    for name, value in scores.items():
+        if name in SCORES and SCORES[name].share and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    return scores
+
+
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known of a trial. Scores are the validation scores of its best epoch; None before its first."""
+    """What is known of a trial. `scores` are the validation scores of its best epoch, empty before its first."""
 
     number: int
     name: Annotated[str, Field(pattern=r"^\d{4}[A-Za-z0-9._=+-]*$", max_length=80)]
     values: dict[str, Value]
     state: State = "running"
     epochs: Count = 0
-    error_rate: Share | None = None
-    cer: Share | None = None
-    loss: float | None = None
+    scores: Annotated[dict[str, float], AfterValidator(_in_range)] = field(
+        default_factory=dict
+    )  # by the names of `model.training.scores`
     best_epoch: Count | None = None
     seconds: Annotated[float, Field(ge=0)] = 0.0
     error: str | None = None
@@ -63,8 +71,12 @@ class TrialRecord:
 
     def score(self, metric: str) -> float:
         """The value to minimise; infinite while there is none."""
-        value = getattr(self, metric)
-        return float("inf") if value is None else float(value)
+        value = self.scores.get(metric)
+        return math.inf if value is None else SCORES[metric].cost(value)
+
+    @property
+    def error_rate(self) -> float | None:
+        return self.scores.get("error_rate")
 
 
 _RECORD = TypeAdapter(TrialRecord)  # keys that a newer version has added are dropped

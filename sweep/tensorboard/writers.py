@@ -33,10 +33,8 @@ from torch.utils.tensorboard._pytorch_graph import graph
 
 from model.config import CaptchaConfig, NetworkConfig, TrialConfig
 from model.network.crnn import CRNN
-from model.training.evaluation import Scores
+from model.training.scores import Scores, columns
 from sweep.config import Parameter, Space, Value, plain, walk
-
-METRICS = ("epoch/error_rate", "best/error_rate", "epoch/cer", "epoch/loss")  # HParams columns, in this order
 
 
 class EventFile:
@@ -282,7 +280,7 @@ class SweepWriter:
             value.tag: event.step for event in self._run.file.events() for value in event.summary.value
         }
         if "_hparams_/experiment" not in self._told:
-            metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in METRICS]
+            metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in _metrics()]
             experiment = Experiment(hparam_infos=_columns(space), metric_infos=metrics, time_created_secs=time.time())
             self._run.hparams("experiment", experiment=experiment)
 
@@ -305,6 +303,12 @@ class SweepWriter:
 
     def close(self) -> None:
         self._run.close()
+
+
+def _metrics() -> list[str]:
+    """The tags of HParams' metric columns, in their order."""
+    first, *others = (f"epoch/{name}" for name in columns())
+    return [first, "best/error_rate", *others]
 
 
 def _columns(space: Space) -> list[HParamInfo]:

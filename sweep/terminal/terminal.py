@@ -16,11 +16,12 @@ from rich.text import Text
 
 from model.system.device import pick
 from model.training import precision
+from model.training.scores import columns
 from sweep.config import NoStopping, SweepConfig, walk
 from sweep.machine.resources import Allotment, Machine
 from sweep.search.search import Search, TrialRecord, limit, trial_count, trial_name
 from sweep.tensorboard.writers import comparison_link
-from sweep.wording.formatting import formatted, percent
+from sweep.wording.formatting import percent, scored
 
 log = logging.getLogger("sweep")
 
@@ -218,11 +219,11 @@ class Terminal:
         if not self.verbosity:
             return
         board = Table(box=None, header_style="bold", pad_edge=False)
-        for column in ("rank", "state", "error", "CER", "loss", "epochs", "s"):
+        for column in ("rank", "state", *(score.title for score in columns().values()), "epochs", "s"):
             board.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
         board.add_column("trial", overflow="fold")
         for rank, record in enumerate(records[:most], start=1):
-            scores = (percent(record.error_rate), percent(record.cer), formatted(record.loss))
+            scores = [scored(score, record.scores.get(name)) for name, score in columns().items()]
             cost = (str(record.epochs), f"{record.seconds:.0f}")
             board.add_row(str(rank), Text(record.state, _COLORS[record.state]), *scores, *cost, record.name)
         width = None if self.console.is_terminal else 160

@@ -5,16 +5,15 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from model.training.scores import columns
 from sweep.config import Space, plain, walk
 from sweep.search.search import TrialRecord
 from sweep.wording.formatting import formatted
 
-_SCORES = ("epochs", "error_rate", "cer", "loss", "best_epoch", "seconds")
-
 
 def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the leaderboard, in the order of `records`."""
-    records = list(records)
+    records, scores = list(records), columns()
     paths = list(dict.fromkeys(path for path, _, _ in walk(space)))
     confirming = ("replicate_of", "test_error_rate") if any(record.replicate_of for record in records) else ()
     rows = [
@@ -23,13 +22,16 @@ def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list
             record.name,
             record.state,
             *(plain(record.values[path]) if path in record.values else None for path in paths),
-            *(getattr(record, key) for key in _SCORES),
+            record.epochs,
+            *(record.scores.get(name) for name in scores),
+            record.best_epoch,
+            record.seconds,
             record.error,
             *(getattr(record, key) for key in confirming),
         ]
         for rank, record in enumerate(records, start=1)
     ]
-    return ["rank", "trial", "state", *paths, *_SCORES, "error", *confirming], rows
+    return ["rank", "trial", "state", *paths, "epochs", *scores, "best_epoch", "seconds", "error", *confirming], rows
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -27,6 +27,7 @@ from scipy.stats import spearmanr
 
 from model.data.alphabet import Alphabet
 from model.system.files import replace_file
+from model.training.scores import Score, columns
 from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, plain, walk
 from sweep.config.workplace import Workplace
 from sweep.search import study_file
@@ -34,7 +35,7 @@ from sweep.search.search import TrialRecord
 from sweep.tensorboard.writers import lifetime, scalars
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
-from sweep.wording.formatting import formatted, percent, span
+from sweep.wording.formatting import formatted, percent, scored, span
 
 _CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
 _WORST = 24
@@ -67,6 +68,7 @@ class Page:
             verdict=self.verdict.sentences,
             confirmed=self.confirmed(),
             warnings=self.warnings(),
+            titles=[score.title for score in self._others.values()],
             rows=self.rows(),
             paths=self.paths,
             images=self.images,
@@ -83,6 +85,11 @@ class Page:
     @property
     def paths(self) -> list[str]:
         return list(dict.fromkeys(path for path, _, _ in walk(self.config.search.space)))
+
+    @property
+    def _others(self) -> dict[str, Score]:
+        """The scores besides the error rate, which has an interval and a test beside it."""
+        return {name: score for name, score in columns().items() if name != "error_rate"}
 
     def warnings(self) -> list[str]:
         """What speaks against trusting the winner."""
@@ -145,8 +152,7 @@ class Page:
                 "error": percent(record.error_rate),
                 "interval": "" if record.error_rate is None else span(self.verdict.interval(record)),
                 "p": f"{tests[record.number]:.2g}" if record.number in tests else "",
-                "cer": percent(record.cer),
-                "loss": formatted(record.loss),
+                "scores": [scored(score, record.scores.get(name)) for name, score in self._others.items()],
                 "seconds": f"{record.seconds:.0f}",
             }
             for rank, record in enumerate(self.ranked, start=1)

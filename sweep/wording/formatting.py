@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from model.training.scores import Score
+
 
 def percent(rate: float | None) -> str:
     return "–" if rate is None or rate == math.inf else f"{100 * rate:.2f} %"
@@ -11,6 +13,10 @@ def percent(rate: float | None) -> str:
 
 def span(ends: Iterable[float]) -> str:
     return " to ".join(map(percent, ends))
+
+
+def scored(score: Score, value: float | None) -> str:
+    return percent(value) if score.share else formatted(value)
 
 
 def formatted(value: Any) -> str:
