@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweep.bench", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--config", type=Path, default=QUICKSTART, help="YAML (default configs/quickstart.yaml)")
-    add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, network.lstm_size=128")
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, network.encoder.size=128")
     add("--sweep", action="store_true", help="also a whole sweep against the same written plainly; takes minutes")
     add("--output", type=Path, default=Path("bench.json"), metavar="FILE", help="default bench.json")
     options = parser.parse_args(arguments)

@@ -55,7 +55,7 @@ def _verdict(argument: str, root: Path) -> Verdict:
     if missing:
         raise ConfigError([f"{argument}: '{root}' is not allowed: there is no {missing[0]} in it"])
     config = load(root / "sweep.yaml")
-    workplace = Workplace(root.absolute(), Path(str(config.data.path)), threads=1, gpus=0)
+    workplace = Workplace(root.absolute(), Path(str(config.data.cache)), threads=1, gpus=0)
     return Verdict(config, workplace, Search(config, root / "study.db", read_only=True))
 
 

@@ -1,7 +1,5 @@
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,6 @@ from tests.processes import SETTINGS, TINY, UNCONFIRMED, LocalSweep, Sweep, sets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _temporary_folder() -> Iterator[None]:
-    """Gives each of pytest-xdist's processes a temporary folder of its own: tests look there for what sweeps leave."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", folder)
-        yield
 
 
 @pytest.fixture(scope="session")

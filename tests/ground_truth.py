@@ -78,7 +78,7 @@ class GroundTruth:
 
 def main(root: Path) -> None:
     config = load(root / "sweep.yaml")
-    pools = Path(str(config.data.path))
+    pools = Path(str(config.data.cache))
     ensure_pools(config, pools, workers=2, test=True)
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{root / 'study.db'}")
     with FILE.open("w", newline="") as stream:

@@ -23,7 +23,7 @@ TINY = {
     "data.valid_images": 40,
     "network.channels": [8, 8],
     "network.pools": [4, [4, 2]],
-    "network.lstm_size": 16,
+    "network.encoder.size": 16,
     "training.epochs": 3,
     "training.batch_size": 16,
 }

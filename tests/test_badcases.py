@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from model.data.alphabet import Alphabet
-from model.training.evaluation import Samples, by_loss
+from model.training.evaluation import Readings, Samples, by_loss
 from sweep.tensorboard.badcases import draw, draw_across, marked
 
 
@@ -24,7 +24,7 @@ def test_wrong_and_lost_characters_are_marked(read: str, true: str, expected: st
 def test_the_worst_of_all_images_come_first_with_their_own_loss() -> None:
     losses = torch.tensor([0.5, 9.0, 0.1, 3.0])
     labels = torch.tensor([[1], [2], [3], [4]], dtype=torch.uint8)
-    samples = by_loss(losses, labels, labels).worst(3)
+    samples = by_loss(Readings(losses, labels, labels)).worst(3)
     assert samples.rows.tolist() == [1, 3, 0]
     assert samples.losses.tolist() == [9.0, 3.0, 0.5]
     assert samples.labels.flatten().tolist() == [2, 4, 1]

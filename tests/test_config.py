@@ -47,8 +47,8 @@ BROKEN_VALUES = [
     ("captcha={width: 4096, height: 4096, render_scale: 8}", ["captcha.render_scale must give at most 16,777,216"]),
     ("network.channels=[8]", ["network.pools must have one entry for each of the 1 blocks", "got 5 entries"]),
     ("network.layers=1000000000", ["network.layers must be at most 16", "got 1000000000"]),
-    ("network.lstm_layers=17", ["network.lstm_layers must be at most 16, got 17"]),
-    ("network.lstm_size=1e10", ["network.lstm_size must be"]),
+    ("network.encoder.layers=17", ["network.encoder.layers must be at most 16, got 17"]),
+    ("network.encoder.size=1e10", ["network.encoder.size must be"]),
     ("network.kernels=999999", ["network.kernels must be at most 31", "got 999999"]),
     ("network.channels=[16, 32, 48, 64, 1000000]", ["network.channels.4 must be at most 4096, got 1000000"]),
     ("training.batch_size=9999", ["training.batch_size must be at most data.train_images (4000), got 9999"]),
@@ -56,7 +56,7 @@ BROKEN_VALUES = [
     ("training.epochs=1000000000000", ["training.epochs must be below 2147483648"]),
     ("data.seed=-1", ["data.seed must be at least 0, got -1"]),
     ("data.train_images=1000000000000", ["data.train_images must be at most 100000000, got 1000000000000"]),
-    ("data.path=a/../b", ["data.path must lie below the output directory or be absolute, got 'a/../b'"]),
+    ("data.cache=a/../b", ["data.cache must lie below the output directory or be absolute, got 'a/../b'"]),
     ("search.space={}", ["search.space must hold at least 1, got {}"]),
     ("search.space={optimizer.lr: {loguniform: [0.1, 0.01]}}", ["search.space.optimizer.lr", "[0.1, 0.01]"]),
     ("search.space={optimizer.lr: {loguniform: [0, 1]}}", ["search.space.optimizer.lr", "above 0"]),
@@ -165,14 +165,14 @@ def test_an_answer_is_short_however_many_and_long_the_mistakes_are() -> None:
     assert all(30 < len(line) <= 301 for line in str(long.value).splitlines())
 
 
-@pytest.mark.parametrize("option", ["--output-dir", "--cache-dir", "--resume", "--set data.path"])
+@pytest.mark.parametrize("option", ["--output-dir", "--cache-dir", "--resume", "--set data.cache"])
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b", "\udcff", "~nosuchuser/x"])
 def test_a_path_that_cannot_be_is_named(
     option: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if option.startswith("--set"):
-        arguments = ["--output-dir", str(tmp_path / "runs"), "--set", f"data.path={path}"]
+        arguments = ["--output-dir", str(tmp_path / "runs"), "--set", f"data.cache={path}"]
     else:
         arguments = ["--output-dir", str(tmp_path / "runs"), option, path]
     assert main(arguments) == 2
@@ -185,7 +185,7 @@ def test_a_path_that_cannot_be_is_named(
 
 
 @pytest.mark.parametrize("inside", ["0001_abc.PNG", "train/x.jpeg", "data.mdb"])
-@pytest.mark.parametrize("option", ["--cache-dir", "--set=data.path"])
+@pytest.mark.parametrize("option", ["--cache-dir", "--set=data.cache"])
 def test_own_images_are_not_taken_for_the_cache(
     option: str, inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

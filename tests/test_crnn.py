@@ -2,10 +2,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from model.config import NetworkConfig, TrialConfig
+from model.config import NetworkConfig, TrialConfig, members, override
+from model.config.encoders import AnyEncoder, TransformerEncoder
+from model.network import ctc
 from model.network.crnn import CRNN
+from model.training import checkpoints
+from model.training.loop import make_network
 from sweep.config import read_trial
+from tests.processes import TINY
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -70,8 +76,76 @@ def test_standardised_input_ignores_brightness_and_contrast() -> None:
 
 
 def test_forget_gates_start_open_and_recurrent_weights_orthogonal() -> None:
-    lstm = CRNN(TrialConfig()).lstm
+    lstm = CRNN(TrialConfig()).encoder
     _, forget, _, _ = (lstm.bias_ih_l0 + lstm.bias_hh_l0).chunk(4)
     assert torch.equal(forget, torch.ones_like(forget))
     for gate in lstm.weight_hh_l0.chunk(4):
         assert torch.allclose(gate @ gate.T, torch.eye(64), atol=1e-5)
+
+
+ENCODERS = members(AnyEncoder)
+
+
+def with_encoder(name: str) -> TrialConfig:
+    base = override({}, TINY)
+    return TrialConfig.model_validate({**base, "network": {**base["network"], "encoder": name}})
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_gives_logits_of_the_same_shape_and_learns_and_repeats(name: str) -> None:
+    config = with_encoder(name)
+    images = torch.randint(0, 256, (8, 3, 32, 64), dtype=torch.uint8)
+    labels = torch.randint(1, 5, (8, 2), dtype=torch.uint8)
+
+    def losses() -> list[float]:
+        network = make_network(config, torch.device("cpu"))
+        optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+        torch.manual_seed(0)
+        found = []
+        for _ in range(30):
+            logits = network(images)
+            assert logits.shape == (config.time_steps, 8, 5)
+            loss = ctc.mean_per_character(ctc.ctc_losses(logits, labels), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    first = losses()
+    assert first[-1] < first[0] / 2
+    assert losses() == first
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoders_outputs_are_as_many_as_it_says_and_it_is_saved_and_read(name: str, tmp_path: Path) -> None:
+    config = with_encoder(name)
+    features = torch.rand(7, 3, 20)  # (T, N, features)
+    outputs = config.network.encoder.build(20)(features)
+    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+    assert outputs.shape == (7, 3, config.network.encoder.outputs(20))
+    network = CRNN(config).eval()
+    state = {"network": network.state_dict(), "config": config.model_dump(mode="json")}
+    checkpoints.save(tmp_path / "best.pt", state)
+    found, again = checkpoints.load_network(tmp_path / "best.pt")
+    images = torch.rand(2, 3, 32, 64)
+    assert found == config
+    assert torch.equal(again.eval()(images), network(images))
+
+
+def test_a_transformer_knows_where_in_the_text_a_column_stands() -> None:
+    encoder = TransformerEncoder(dropout=0.0).build(20).eval()
+    features = torch.rand(6, 1, 20)
+    swapped = features[[1, 0, 2, 3, 4, 5]]
+    assert not torch.allclose(encoder(features)[[1, 0, 2, 3, 4, 5]], encoder(swapped), atol=1e-3)
+
+
+def test_gru_gates_start_orthogonal() -> None:
+    config = TrialConfig.model_validate({"network": {"encoder": "gru"}})
+    for gate in CRNN(config).encoder.weight_hh_l0.chunk(3):
+        assert torch.allclose(gate @ gate.T, torch.eye(64), atol=1e-5)
+
+
+def test_heads_that_do_not_divide_a_transformers_size_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"network\.encoder\.size must be a multiple of twice"):
+        TrialConfig.model_validate({"network": {"encoder": {"name": "transformer", "size": 50}}})

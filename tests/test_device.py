@@ -241,7 +241,7 @@ def gpu_that_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_trial_on_a_gpu_warms_it_up_before_it_trains_and_gives_its_memory_back(
     config: TrialConfig, cache: Path, tmp_path: Path, gpu_that_computes_on_the_cpu: list[str]
 ) -> None:
-    sweep = load(QUICKSTART, {**TINY, "data.path": str(cache), "confirm": None, "training.epochs": 1})
+    sweep = load(QUICKSTART, {**TINY, "data.cache": str(cache), "confirm": None, "training.epochs": 1})
     ensure_pools(sweep, cache, workers=1)
     workplace = Workplace(tmp_path, cache, threads=1, gpus=0.5)
     trial = Trial(sweep, workplace, TrialRecord(0, "0000", {"optimizer.lr": 1e-3}))

@@ -178,7 +178,7 @@ def test_a_trial_without_file_descriptors_is_interrupted_and_not_failed(tmp_path
 
 def test_a_trial_that_asks_for_too_much_memory_is_still_failed(tmp_path: Path, cache: Path) -> None:
     trial = make(tmp_path, cache)
-    trial.record = replace(trial.record, values={"network.lstm_size": 10**9})
+    trial.record = replace(trial.record, values={"network.encoder.size": 10**9})
     result = trial.step()
     trial.close()
     assert (result["state"], result["out_of_memory"]) == ("failed", True)
@@ -186,7 +186,7 @@ def test_a_trial_that_asks_for_too_much_memory_is_still_failed(tmp_path: Path, c
 
 def test_failed_trials_stay_failed_until_they_are_retried(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    huge = {"search__space": "{network.lstm_size: {grid: [8, 1000000000]}}", "search__searcher": "grid"}
+    huge = {"search__space": "{network.encoder.size: {grid: [8, 1000000000]}}", "search__searcher": "grid"}
     assert local("r", **FEW, **huge).wait()[0] == 1
     code, printed = resume_local(root).wait()
     assert (code, "nothing is left to do" in printed) == (1, True), printed

@@ -125,7 +125,7 @@ def root(arguments_in: Callable[..., list[str]], tmp_path_factory: pytest.TempPa
 
 def verdict(root: Path) -> Verdict:
     config = load(root / "sweep.yaml")
-    workplace = Workplace(root, Path(str(config.data.path)), threads=1, gpus=0)
+    workplace = Workplace(root, Path(str(config.data.cache)), threads=1, gpus=0)
     return Verdict(config, workplace, Search(config, root / "study.db"))
 
 
@@ -178,7 +178,7 @@ def test_the_command_writes_the_same_page_again(root: Path, capsys: pytest.Captu
 
 def test_the_report_says_what_early_stopping_saved_and_how_well_its_rungs_foretold_the_end(tmp_path: Path) -> None:
     stopping = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
-    settings = {"search.trials": 9, "search.early_stopping": stopping, "data.path": str(tmp_path), "confirm": None}
+    settings = {"search.trials": 9, "search.early_stopping": stopping, "data.cache": str(tmp_path), "confirm": None}
     config = load(QUICKSTART, settings)
     search = Search(config, tmp_path / "study.db")
     while (record := search.ask()) is not None:

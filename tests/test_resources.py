@@ -17,7 +17,7 @@ MACHINE = Machine(cpus=16, gpus=2, gpu_name="a card")
 
 
 def config(cache: Path, batch_size: int = 32) -> SweepConfig:
-    return load(QUICKSTART, {"data.path": str(cache), "training.batch_size": batch_size})
+    return load(QUICKSTART, {"data.cache": str(cache), "training.batch_size": batch_size})
 
 
 def test_a_gpu_is_shared_as_the_benchmark_recommended_for_this_network_on_this_card(tmp_path: Path) -> None:

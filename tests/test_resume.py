@@ -356,7 +356,7 @@ def test_of_two_sweeps_that_start_with_one_name_one_runs(start: Start, tmp_path:
 def test_out_of_memory_fails_the_trial_that_asks_for_too_much_after_one_more_try_and_no_other(
     local: StartLocal, tmp_path: Path
 ) -> None:
-    huge = "{network.lstm_size: {grid: [8, 1000000000, 16]}}"
+    huge = "{network.encoder.size: {grid: [8, 1000000000, 16]}}"
     settings = {"search__space": huge, "search__searcher": "grid", "search__max_concurrent": 2}
     code, printed = local("r", **settings).wait()
     assert code == 1, printed

@@ -228,7 +228,7 @@ def test_grid_runs_every_combination_once_with_the_parameters_of_each_choice() -
 
 
 CONDITIONAL = {
-    "network.lstm_layers": {"int": [1, 2]},
+    "network.encoder.layers": {"int": [1, 2]},
     "schedule.name": {"choice": {"constant": None, "step": {"schedule.gamma": {"choice": [0.1, 0.5, 0.9]}}}},
     "optimizer.gradient_clip": {"choice": {None: None, 1.0: {"training.seed": {"int": [4, 5]}}}},
 }  # 2 × (1 + 3) × (1 + 2) points
@@ -239,7 +239,7 @@ CONDITIONAL = {
     ("space", "count"),
     [
         ({"optimizer.name": {"choice": ["adam", "sgd"]}}, 2),
-        ({"optimizer.lr": {"loguniform": [0.1, 0.1]}, "network.lstm_layers": {"int": [1, 3]}}, 3),
+        ({"optimizer.lr": {"loguniform": [0.1, 0.1]}, "network.encoder.layers": {"int": [1, 3]}}, 3),
         (CONDITIONAL, 24),
     ],
     ids=["one choice", "whole numbers", "conditional"],
@@ -248,9 +248,9 @@ def test_a_finite_space_is_tried_exhaustively_without_repeats_and_then_ends(
     name: str, space: dict[str, Any], count: int, tmp_path: Path
 ) -> None:
     if name == "grid" and "optimizer.lr" in space:
-        space = {"network.lstm_layers": {"grid": [1, 2, 3]}}
+        space = {"network.encoder.layers": {"grid": [1, 2, 3]}}
     if name == "grid":
-        space = {p: {"grid": [1, 2]} if p == "network.lstm_layers" and count == 24 else d for p, d in space.items()}
+        space = {p: {"grid": [1, 2]} if p == "network.encoder.layers" and count == 24 else d for p, d in space.items()}
         if count == 24:
             space["optimizer.gradient_clip"] = {"choice": {None: None, 1.0: {"training.seed": {"grid": [4, 5]}}}}
     wanted = config(search__space=space, search__searcher=name, search__trials=30)

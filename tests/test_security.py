@@ -61,9 +61,9 @@ def test_a_configs_image_folder_does_not_climb_out(
     tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert main(["--set", f"data.path={path}", "--output-dir", str(tmp_path / "runs")]) == 2
+    assert main(["--set", f"data.cache={path}", "--output-dir", str(tmp_path / "runs")]) == 2
     message = capsys.readouterr().err
-    assert "data.path" in message
+    assert "data.cache" in message
     assert path in message
     assert list(tmp_path.iterdir()) == []
 

@@ -341,7 +341,7 @@ def test_a_changed_config_is_refused_unless_a_resume_can_honour_it(tmp_path: Pat
         "training.epochs": 9,
         "data.valid_images": 77,
         "captcha.characters": "01",
-        "network.lstm_size": 32,
+        "network.encoder.size": 32,
         "search.metric": "loss",
         "search.early_stopping": "none",
         "search.space": {"optimizer.lr": {"loguniform": [1e-3, 1e-2]}},

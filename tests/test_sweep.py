@@ -212,7 +212,7 @@ def test_one_given_trial_leaves_the_same_files(sweep: Run, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", ["--local", pytest.param("--verbose", marks=pytest.mark.slow)])
 def test_a_diverging_and_a_failing_trial_are_told_and_the_others_go_on(sweep: Run, tmp_path: Path, mode: str) -> None:
-    space = "{optimizer.lr: {grid: [1e-2, 1e30]}, network.lstm_size: {grid: [8, 1000000000]}}"
+    space = "{optimizer.lr: {grid: [1e-2, 1e30]}, network.encoder.size: {grid: [8, 1000000000]}}"
     plain = {"search.space": space, "search.searcher": "grid", "search.trials": 4}
     settings = {**plain, "optimizer.name": "sgd", "optimizer.gradient_clip": "null"}
     result = sweep(tmp_path, "--name", "x", mode, settings=settings)

@@ -55,18 +55,18 @@ class CaptchaConfig(Section):
 
 
 class DataConfig(Section):
-    """`pool`: rendered once into files that all trials map, kept under `path` (default: the cache
-    directory; below the output directory unless absolute). `stream`: every training image is fresh,
+    """`pool`: rendered once into files that all trials map, kept under `cache` (default: the user's
+    cache; below the output directory unless absolute). `stream`: every training image is fresh,
     an epoch is `train_images` long."""
 
     source: Literal["pool", "stream"] = "pool"
-    path: str | None = None
+    cache: str | None = None
     train_images: Images = 20_000
     valid_images: Images = 2_000
     test_images: Images = 2_000
     seed: Seed = 0
 
-    @field_validator("path")
+    @field_validator("cache")
     @classmethod
     def _can_be_a_folder(cls, value: str | None) -> str | None:
         if value is None:

@@ -4,16 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.config.section import Positive, Section, shown
+from model.config.encoders import AnyEncoder, Layers, LstmEncoder
+from model.config.section import Section, shown
+from model.config.tagged import Tagged
 
 Units = Annotated[int, Field(ge=1, le=4096)]
-Layers = Annotated[int, Field(ge=1, le=16)]
 Kernel = Annotated[int, Field(ge=1, le=31)]
 Window = Annotated[int, Field(ge=1, le=64)]
 
 
 class NetworkConfig(Section):
-    """Blocks of `layers` × (convolution, batch-norm, ReLU) and a max-pool of (height, width) each.
+    """Blocks of `layers` × (convolution, batch-norm, ReLU) and a max-pool of (height, width) each, then an encoder.
 
     `layers` and `kernels` are one number for all blocks or one per block. `orthogonal` with
     `standardize` leaves CTC's all-blank plateau soonest; `torch` without it is the notebook's way.
@@ -24,8 +25,7 @@ class NetworkConfig(Section):
     kernels: Kernel | tuple[Kernel, ...] = 3
     pools: tuple[Window | tuple[Window, Window], ...] = (2, 2, 2, (2, 1), (2, 1))
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lstm_size: Positive = 64
-    lstm_layers: Layers = 1
+    encoder: Annotated[AnyEncoder, Tagged("lstm")] = LstmEncoder()
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
     standardize: bool = True
 

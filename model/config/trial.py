@@ -1,11 +1,13 @@
 """The config of one trial: its sections, and what must hold between them."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from model.config.data import CaptchaConfig, DataConfig
 from model.config.network import NetworkConfig
+from model.config.renamed import renamed
 from model.config.schedules import AnySchedule, ConstantSchedule
 from model.config.section import Positive, Section, Seed, shown
 from model.config.tagged import Tagged
@@ -47,12 +49,19 @@ class TrainingConfig(Section):
 
 
 class TrialConfig(Section):
+    """Everything that determines one trial."""
+
     captcha: CaptchaConfig = CaptchaConfig()
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[AnySchedule, Tagged("constant")] = ConstantSchedule()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        return renamed(value) if isinstance(value, Mapping) else value
 
     @property
     def time_steps(self) -> int:

@@ -1,4 +1,4 @@
-"""The network. N images, C channels, H × W pixels, T time steps, K classes (the blank is 0)."""
+"""The network. N images, C channels, H × W pixels, T time steps, E outputs of the encoder, K classes (0: blank)."""
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ class CRNN(nn.Module):
                 channels = width
         self.cnn.add_module("dropout", nn.Dropout(network.dropout))
         rows, _ = network.feature_size(config.captcha.height, config.captcha.width)
-        self.lstm = nn.LSTM(channels * rows, network.lstm_size, network.lstm_layers, bidirectional=True)
-        self.fc = nn.Linear(2 * network.lstm_size, Alphabet(config.captcha.characters).classes)
+        self.encoder = network.encoder.build(channels * rows)
+        self.fc = nn.Linear(network.encoder.outputs(channels * rows), Alphabet(config.captcha.characters).classes)
         if network.initialization == "orthogonal":
             self.apply(_leave_plateau_soon)
 
@@ -38,21 +38,23 @@ class CRNN(nn.Module):
             x = F.layer_norm(x, x.shape[1:])  # each image to mean 0, deviation 1
         x = self.cnn(x)  # (N, C', H', T)
         x = x.flatten(1, 2).permute(2, 0, 1)  # (T, N, C'·H')
-        x, _ = self.lstm(x)  # (T, N, 2·lstm_size)
+        x = self.encoder(x)  # (T, N, E)
+        if isinstance(x, tuple):  # a recurrent module's output and its last state
+            x = x[0]
         logits: Tensor = self.fc(x)  # (T, N, K)
         return logits
 
 
 def _leave_plateau_soon(module: nn.Module) -> None:
-    """Kaiming convolutions (He et al. 2015), orthogonal recurrent and Xavier input weights, and a forget
-    gate that starts open (bias 1; Jozefowicz et al. 2015, section 2.2)."""
+    """Kaiming convolutions (He et al. 2015), orthogonal recurrent and Xavier input weights, and an LSTM's forget gate
+    that starts open (bias 1; Jozefowicz et al. 2015, section 2.2). Attention keeps torch's Xavier weights."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LSTM):
+    elif isinstance(module, nn.LSTM | nn.GRU):
         for name, parameter in module.named_parameters():
-            gates = parameter.data.chunk(4)  # input, forget, cell, output
+            gates = parameter.data.chunk(4 if isinstance(module, nn.LSTM) else 3)  # input, forget, cell, output
             for gate in gates:
                 if name.startswith("weight_hh"):
                     nn.init.orthogonal_(gate)
@@ -60,7 +62,7 @@ def _leave_plateau_soon(module: nn.Module) -> None:
                     nn.init.xavier_uniform_(gate)
                 else:
                     nn.init.zeros_(gate)
-            if name.startswith("bias_ih"):
+            if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
                 nn.init.ones_(gates[1])
     elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

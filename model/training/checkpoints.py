@@ -1,6 +1,7 @@
 """Saving whole or not at all, and loading what strangers send without running it."""
 
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from crc32c import crc32c
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.config import TrialConfig
+from model.config import TrialConfig, shown
+from model.config.format import FORMAT
 from model.network.crnn import CRNN
 from model.system.files import replace_file
 
@@ -23,9 +25,9 @@ _MAX_CONFIG_PARTS = 10_000
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Synced to the disk, whole or not at all. Raises OSError."""
+    """Synced to the disk, whole or not at all, with the number of the format. Raises OSError."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({"format": FORMAT, **state}, buffer)
     data = buffer.getbuffer()
     replace_file(path, data, _TRAILER % crc32c(data))
 
@@ -54,7 +56,18 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: {problem}") from error
     if not isinstance(state, dict) or "network" not in state:
         raise ValueError(f"{path}: this is no checkpoint of a recogniser")
-    return state
+    found = state.get("format", 1)
+    if not isinstance(found, int) or found > FORMAT:
+        raise ValueError(f"{path}: its format must be at most {FORMAT}, got {shown(found)}: a newer version wrote it")
+    return _from_format_1(state) if found == 1 else state
+
+
+def _from_format_1(state: dict[str, Any]) -> dict[str, Any]:
+    """With the encoder's weights under their present names; the config's keys are renamed when it is read."""
+    weights = state["network"]
+    if isinstance(weights, Mapping) and all(isinstance(name, str) for name in weights):
+        weights = {re.sub(r"^lstm\.", "encoder.", name): weight for name, weight in weights.items()}
+    return {**state, "network": weights}
 
 
 def _check_archive(file: BinaryIO) -> None:
@@ -139,7 +152,7 @@ def _network(config: TrialConfig, weights: Any, file_bytes: int) -> CRNN:
     # A pickle may describe a large tensor as few numbers that are repeated.
     if sum(weight.numel() * weight.element_size() for weight in weights.values()) > file_bytes:
         raise ValueError("its weights are larger than the file")
-    layers = sum(layers for _, layers, _, _ in config.network.blocks) + config.network.lstm_layers
+    layers = sum(layers for _, layers, _, _ in config.network.blocks) + config.network.encoder.depth
     if layers > len(weights):
         raise ValueError(f"its config has {layers} layers, but there are {len(weights)} weights in it")
     if feature_map_bytes(config) > _MAX_FEATURE_MAP:

@@ -1,30 +1,52 @@
 """A config file and `--set` → one validated config."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from model.config import TrialConfig, is_no_unicode, override, shown, split_at_dots
+from model.config.format import FORMAT
+from model.config.renamed import RENAMED, current, old_names, renamed
 from sweep.config.errors import ConfigError, section_of, sentences
 from sweep.config.space import Value
 from sweep.config.sweep import SweepConfig
 from sweep.config.yaml_text import NotYaml, parsed, read_mapping
 
+_SPACE = "search.space."
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
 
 def load(
-    path: Path, settings: Mapping[str, Any] | None = None, trial: Mapping[str, Value] | None = None
+    path: Path,
+    settings: Mapping[str, Any] | None = None,
+    trial: Mapping[str, Value] | None = None,
+    *,
+    to_resume: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> SweepConfig:
     """The config of a file, with `settings` (dotted path → value) over it. With `trial`, a search of that one trial.
 
-    Raises ConfigError with all mistakes.
+    `tell` takes a line for each key that has a new name. Raises ConfigError with all mistakes, and for the file of a
+    sweep that is to be resumed if its format is not the present one.
     """
-    settings = settings or {}
-    tree = override(read_mapping(path, SweepConfig.model_fields), settings, SweepConfig, _keys)
+    tree = read_mapping(path, SweepConfig.model_fields)
+    if to_resume and (found := tree.get("format", 1)) != FORMAT:
+        raise ConfigError(
+            [
+                f"{path}: format must be {FORMAT} to be resumed, got {shown(found)}: another version of this program "
+                "wrote it, whose trials can't be compared with those to come; --config with this file starts it anew"
+            ]
+        )
+    settings, given = settings or {}, trial or {}
+    paths = [path.removeprefix(_SPACE) for path in (*settings, *given)]
+    for old in dict.fromkeys([*old_names(tree), *_old_paths(tree.get("search")), *filter(RENAMED.get, paths)]):
+        tell(f"{old} is now {RENAMED[old]}")
+    settings = {_current(path): value for path, value in settings.items()}
+    trial = None if trial is None else {current(path): value for path, value in trial.items()}
+    tree = override(renamed(tree), settings, SweepConfig, _keys)
     if trial is not None:
         space = {key: {"grid": [value]} for key, value in trial.items()}
         one = {"space": space, "searcher": "grid", "early_stopping": "none", "trials": 1, "points": []}
@@ -37,10 +59,27 @@ def load(
             raise ConfigError(sentences(error, SweepConfig)) from None
 
 
+def _old_paths(search: Any) -> Iterator[str]:
+    """The old names among the paths of a search space and its points, as they stand in a file."""
+    if isinstance(search, Mapping):
+        for key, value in search.items():
+            if key in RENAMED:
+                yield key
+            yield from _old_paths(value)
+    elif isinstance(search, list):
+        for item in search:
+            yield from _old_paths(item)
+
+
+def _current(path: str) -> str:
+    """The present name of a path, also of one below the search space."""
+    return _SPACE + current(path.removeprefix(_SPACE)) if path.startswith(_SPACE) else current(path)
+
+
 def _keys(path: str) -> list[str]:
     """A path's keys; those of the search space are dotted themselves: search, space, optimizer.lr."""
-    space, dot, searched = path.partition("search.space.")
-    return ["search", "space", searched] if dot and not space else split_at_dots(path)
+    searched = path.removeprefix(_SPACE)
+    return split_at_dots(path) if searched == path else ["search", "space", searched]
 
 
 @contextlib.contextmanager
@@ -76,7 +115,7 @@ def parse_settings(option: str, texts: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(path.split(".")):
             example = "optimizer.lr=3e-4"
             raise ConfigError([f"{option} must be PATH=VALUE, for example {example}, got {shown(text)}"])
-        keys = _keys(path)
+        keys = _keys(_current(path))
         field = section_of(SweepConfig, tuple(keys)).model_fields.get(keys[-1])
         if field is not None and field.annotation in (str, str | None):
             settings[path] = value  # as typed: 0123 is no number here

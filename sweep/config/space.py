@@ -1,7 +1,7 @@
 """`search.space`: which values are searched, as data: a dotted path, then one of
 
 optimizer.lr: {loguniform: [1e-4, 3e-2]}      # also uniform; both ends included
-network.lstm_layers: {int: [1, 3]}
+network.encoder.layers: {int: [1, 3]}
 training.batch_size: {choice: [32, 64]}       # grid: the same, for the grid searcher
 schedule.name:
   choice:                                     # what stands below a value is searched only with it

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from model.config import Positive, Section, Seed, Tagged, TrialConfig, override, shown
+from model.config.format import FORMAT
+from model.config.renamed import current
 from model.training.scores import SCORES
 from sweep.config import yaml_text
 from sweep.config.errors import sentences
@@ -51,6 +53,23 @@ class Median(Stopping):
     startup_trials: Positive = 4
 
 
+def _renamed_keys(tree: Any) -> Any:
+    return {current(path): value for path, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _renamed_space(space: Any) -> Any:
+    """With present names for old ones, also below the values of a choice."""
+    if not isinstance(space, Mapping):
+        return space
+    result = dict(_renamed_keys(space))
+    for path, parameter in result.items():
+        choice = parameter.get("choice") if isinstance(parameter, Mapping) else None
+        if isinstance(choice, Mapping):
+            below = {value: _renamed_space(inner) for value, inner in choice.items()}
+            result[path] = {**parameter, "choice": below}
+    return result
+
+
 class SearchConfig(Section):
     """`trials`: 20 if not given, or all points of a grid. `points`: (partial) trials to try first."""
 
@@ -63,6 +82,18 @@ class SearchConfig(Section):
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 1
     seed: Seed = 0
     points: tuple[dict[str, AnyValue], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        points = value.get("points")
+        return {
+            **value,
+            **({"space": _renamed_space(value["space"])} if "space" in value else {}),
+            **({"points": [_renamed_keys(point) for point in points]} if isinstance(points, list | tuple) else {}),
+        }
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -110,12 +141,20 @@ class ConfirmConfig(Section):
     seeds: Positive = 3
 
 
+def _readable_format(number: int) -> int:
+    """What was read in an older format is in the present one from then on."""
+    if not 1 <= number <= FORMAT:
+        raise ValueError(f"must be at most {FORMAT}, which this version reads, got {number}")
+    return FORMAT
+
+
 _FIXED = ("training.epochs",)
 
 
 class SweepConfig(TrialConfig):
     """The base of every trial, and how to search around it."""
 
+    format: Annotated[int, AfterValidator(_readable_format)] = FORMAT
     search: SearchConfig
     confirm: ConfirmConfig | None = None
     resources: ResourcesConfig = ResourcesConfig()

@@ -30,7 +30,7 @@ def show(config: SweepConfig, allotment: Allotment) -> None:
     images = sum(spec.file_bytes for spec in pool_specs(config, test=config.confirm is not None).values())
     running, kept = allotment.at_once * resume_bytes(config), search.most * best_bytes(config)
     print("# disk")
-    print(f"#   images: {megabytes(images)} in {config.data.path}")
+    print(f"#   images: {megabytes(images)} in {config.data.cache}")
     print(f"#   checkpoints to resume from: {megabytes(running)}, two for each of {allotment.at_once} trials at once")
     print(f"#   checkpoints that stay: {megabytes(kept)}, best.pt of each trial")
 

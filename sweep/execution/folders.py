@@ -33,7 +33,7 @@ def default_cache(outputs: Path) -> Path:
 def cache_folder(config: SweepConfig) -> Path:
     """The folder of the rendered images as an absolute path. Raises ConfigError if it can't be written, unless all
     images are there already, as in a cache that belongs to somebody else."""
-    folder = Path(str(config.data.path)).expanduser().absolute()
+    folder = Path(str(config.data.cache)).expanduser().absolute()
     try:
         return writable(folder, "--cache-dir")
     except ConfigError:

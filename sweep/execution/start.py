@@ -70,7 +70,7 @@ def _read_and_check(options: argparse.Namespace) -> Request:
             setattr(options, option, folders.expanded(folder, f"--{option.replace('_', '-')}"))
     config, origin = _read(options)
     pools = folders.cache_folder(config)
-    folders.refuse_pictures(pools, "data.path" if options.cache_dir is None else "--cache-dir")
+    folders.refuse_pictures(pools, "data.cache" if options.cache_dir is None else "--cache-dir")
     roots = [] if options.resume else folders.candidates(options)
     with blaming(*origin):
         check_shares(config, cpus=usable_cpus())
@@ -106,10 +106,14 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
             raise ConfigError([f"--trials must be at least 1 and below {2**31}, got {options.trials}"])
         settings["search.trials"] = options.trials
     if options.cache_dir is not None:
-        settings["data.path"] = str(options.cache_dir)
-    config = load(source, settings, trial)
-    own = options.output_dir / config.data.path if config.data.path else folders.default_cache(options.output_dir)
-    data = config.data.model_copy(update={"path": str(own)})
+        settings["data.cache"] = str(options.cache_dir)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    config = load(source, settings, trial, to_resume=options.resume is not None, tell=tell)
+    own = options.output_dir / config.data.cache if config.data.cache else folders.default_cache(options.output_dir)
+    data = config.data.model_copy(update={"cache": str(own)})
     return config.model_copy(update={"data": data}), (source, settings, trial)
 
 

@@ -223,7 +223,7 @@ def _same(config: TrialConfig, file: Path) -> bool:
         found = read_trial(file)
     except ConfigError:
         return False
-    return found.model_copy(update={"data": found.data.model_copy(update={"path": config.data.path})}) == config
+    return found.model_copy(update={"data": found.data.model_copy(update={"cache": config.data.cache})}) == config
 
 
 def _passed_over(damaged: list[str], what: str) -> str | None:

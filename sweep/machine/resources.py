@@ -74,7 +74,7 @@ def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
     training = config.training.model_dump(mode="json", include={"batch_size", "precision", "cuda_graph", "compile"})
     described = [gpu_name, config.captcha.model_dump(mode="json"), config.network.model_dump(mode="json"), training]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return Path(str(config.data.path)) / f"trials-per-gpu-{digest[:16]}.json"
+    return Path(str(config.data.cache)) / f"trials-per-gpu-{digest[:16]}.json"
 
 
 def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:

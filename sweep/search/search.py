@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import AfterValidator, Field, TypeAdapter
 
+from model.config.format import FORMAT
 from model.system.seeds import derive
 from model.training.scores import SCORES
 from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, completed, plain, tupled, walk
@@ -80,6 +81,15 @@ class TrialRecord:
 
 
 _RECORD = TypeAdapter(TrialRecord)  # keys that a newer version has added are dropped
+
+
+def _record_of(trial: FrozenTrial) -> TrialRecord:
+    """Raises ValueError for what no sweep has written."""
+    tree = trial.user_attrs["record"]
+    if "scores" not in tree:  # format 1
+        scores = {name: tree[name] for name in ("error_rate", "cer", "loss") if tree.get(name) is not None}
+        tree = {**tree, "scores": scores}
+    return _RECORD.validate_python(tree)
 
 
 class Listener(Protocol):
@@ -182,7 +192,7 @@ class Search:
             )
             self._require_same_config(config, database)
             for trial in self._study.get_trials(deepcopy=False):
-                record = _RECORD.validate_python(trial.user_attrs["record"])
+                record = _record_of(trial)
                 config.with_values(record.values)
                 if record.number != trial.number:
                     raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
@@ -196,7 +206,7 @@ class Search:
         """Makes the failed trials of the study unfinished ones that have not trained yet."""
         study_id = storage.get_study_id_from_name("sweep")
         for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
-            record = _RECORD.validate_python(trial.user_attrs["record"])
+            record = _record_of(trial)
             if record.state == "failed":
                 study_file.reopen(storage, trial._trial_id)
                 new = TrialRecord(
@@ -209,8 +219,13 @@ class Search:
         depend on: their results could not be compared with those of the trials to come."""
         if database is None:
             return
+        if (found := self._study.user_attrs.get("format", FORMAT)) > FORMAT:
+            raise ConfigError(
+                [f"{database}: its format must be at most {FORMAT}, which this version reads, got {found}"]
+            )
         if "config" not in self._study.user_attrs:  # a new study, or one of version 0.1.0
             if not self._study.get_trials(deepcopy=False):
+                self._study.set_user_attr("format", FORMAT)
                 self._study.set_user_attr("config", config.yaml)
             return
         before = SweepConfig.from_yaml(self._study.user_attrs["config"])
@@ -336,7 +351,7 @@ class Search:
     def _started(self, number: int) -> TrialRecord | None:
         """None if the trial's end was decided, but not yet told, when the search was cut."""
         frozen = self._study.get_trials(deepcopy=False)[number]
-        record = _RECORD.validate_python(frozen.user_attrs["record"])
+        record = _record_of(frozen)
         self._live[number] = optuna.Trial(self._study, frozen._trial_id)
         if record.state in _FINAL_STATES:
             self._end(record)
@@ -474,7 +489,7 @@ class Search:
 
 
 # What a resume may change: how many trials, how many at once and on what, and where the images are kept.
-CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.path")
+CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.cache")
 
 
 def changes(before: SweepConfig, after: SweepConfig) -> list[str]:

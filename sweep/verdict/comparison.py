@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from model.data.captchas import Split
 
+from model.data.captchas import Split
 from model.data.pools import pool_spec
 from model.system.files import replace_file
 from sweep.verdict.page import drawn, rendered

@@ -393,7 +393,7 @@ def confusions(true: str, read: str) -> list[tuple[str, str]]:
 
 
 def rendered(template: str, **values: Any) -> str:
-    environment = Environment(loader=PackageLoader("sweep", "templates"), autoescape=True)
+    environment = Environment(loader=PackageLoader("sweep.verdict", "templates"), autoescape=True)
     return environment.get_template(template).render(plotly=get_plotlyjs(), **values)
 
 

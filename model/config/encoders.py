@@ -1,0 +1,118 @@
+"""`network.encoder`: what reads the feature map's columns in order, between the convolutions and the classifier.
+
+Adding an encoder is adding a class here and to `AnyEncoder`. An encoder maps (T, N, features) to (T, N, outputs).
+"""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from model.config.section import Positive, Section
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Layers = Annotated[int, Field(ge=1, le=16)]
+
+
+class Encoder(Section):
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        layers: int = getattr(self, "layers", 0)
+        return layers
+
+    @abstractmethod
+    def outputs(self, features: int) -> int:
+        """The number of values that it gives for each column of so many features."""
+
+    @abstractmethod
+    def build(self, features: int) -> "nn.Module":
+        """The module. If it returns a tuple, the first item is the output, as torch's recurrent modules have it.
+
+        Torch is imported here and not with the config, which is read by processes that need no torch.
+        """
+
+
+class LstmEncoder(Encoder):
+    """A bidirectional LSTM with `size` units in each direction."""
+
+    name: Literal["lstm"] = "lstm"
+    size: Positive = 64
+    layers: Layers = 1
+
+    def outputs(self, features: int) -> int:
+        return 2 * self.size
+
+    def build(self, features: int) -> "nn.Module":
+        from torch import nn
+
+        return nn.LSTM(features, self.size, self.layers, bidirectional=True)
+
+
+class GruEncoder(Encoder):
+    """A bidirectional GRU with `size` units in each direction: three quarters of an LSTM's weights."""
+
+    name: Literal["gru"] = "gru"
+    size: Positive = 64
+    layers: Layers = 1
+
+    def outputs(self, features: int) -> int:
+        return 2 * self.size
+
+    def build(self, features: int) -> "nn.Module":
+        from torch import nn
+
+        return nn.GRU(features, self.size, self.layers, bidirectional=True)
+
+
+class TransformerEncoder(Encoder):
+    """Vaswani et al. 2017, with the normalisation first (Xiong et al. 2020) and sinusoidal positions.
+
+    `size` is the model's width, which `heads` must divide; the feed-forward layers are four times as wide.
+    """
+
+    name: Literal["transformer"] = "transformer"
+    size: Annotated[int, Field(ge=2, le=4096)] = 64
+    layers: Layers = 2
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.size % (2 * self.heads):
+            raise ValueError(
+                f"network.encoder.size must be a multiple of twice network.encoder.heads, {2 * self.heads}, "
+                f"got {self.size}"
+            )
+        return self
+
+    def outputs(self, features: int) -> int:
+        return self.size
+
+    def build(self, features: int) -> "nn.Module":
+        from torch import nn
+
+        from model.network.positions import SinusoidalPositions
+
+        layer = nn.TransformerEncoderLayer(self.size, self.heads, 4 * self.size, self.dropout, norm_first=True)
+        stack = nn.TransformerEncoder(layer, self.layers, nn.LayerNorm(self.size), enable_nested_tensor=False)
+        return nn.Sequential(nn.Linear(features, self.size), SinusoidalPositions(), stack)
+
+
+class NoEncoder(Encoder):
+    """Each column is classified by itself, from what the convolutions see around it."""
+
+    name: Literal["none"] = "none"
+
+    def outputs(self, features: int) -> int:
+        return features
+
+    def build(self, features: int) -> "nn.Module":
+        from torch import nn
+
+        return nn.Identity()
+
+
+AnyEncoder = LstmEncoder | GruEncoder | TransformerEncoder | NoEncoder
