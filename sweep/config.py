@@ -16,9 +16,11 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -41,6 +43,10 @@ from model.config import Positive, Section, Seed, TrialConfig, is_no_unicode, ov
 
 # As YAML gives it, so that all of it can be a choice: true, a number, a text, null (None) or a list (a tuple) of these.
 Value = Any
+
+# The folder of the configs that come with the program, in a checkout and in an installed wheel alike.
+CONFIGS = Path(str(files("sweep") / "configs")).resolve()
+QUICKSTART = CONFIGS / "quickstart.yaml"
 
 _MOST_BYTES = 100_000  # of a config: YAML's reader takes seconds for more
 _DEEPEST = 20  # of a config's nesting
@@ -522,8 +528,17 @@ def _parsed(text: str) -> Any:
         raise _NotYaml(error) from None
 
 
+def _supplied(path: Path) -> Path:
+    """The file that `--config` names: one that is there, else the config that comes with the program and is meant by
+    quickstart, quickstart.yaml or configs/quickstart.yaml, in whatever folder that is typed."""
+    supplied = CONFIGS / path.with_suffix(".yaml").name if path.name else path
+    meant = str(path.parent) in (".", "configs") and path.suffix in ("", ".yaml") and supplied.is_file()
+    return supplied if meant and not os.path.lexists(path) else path
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
+        path = _supplied(path)
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
             raise ConfigError([f"{path}: cannot be read: it is no regular file"])
         with path.open("rb") as file:

@@ -22,7 +22,7 @@ from platformdirs import user_cache_path
 from model.config import shown, unusable_path
 from model.streams import forgiving_streams
 from sweep import faults, interrupts, layout
-from sweep.config import ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas, walk
+from sweep.config import QUICKSTART, ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas, walk
 from sweep.faults import Fault
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from sweep.tensorboard_server import TensorBoard
     from sweep.trial import Workplace
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
 _OWN_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mdb"}  # the last is LMDB's
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 
@@ -468,9 +467,14 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Runs `main` as the whole process does: its exit code is settled, and Ray is left to the system."""
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
     if "ray" in sys.modules:
         os._exit(code)  # Ray would take a second to tidy up what the system takes back anyway
-    sys.exit(code)  # --local: a profiler or debugger around this process gets its end
+    return code  # --local: a profiler or debugger around this process gets its end
+
+
+if __name__ == "__main__":
+    sys.exit(command())

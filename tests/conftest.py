@@ -20,7 +20,7 @@ QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_folder() -> Iterator[None]:
-    """Gives each of pytest-xdist's processes a temporary folder of its own, where tests look for what a sweep leaves."""
+    """Gives each of pytest-xdist's processes a temporary folder of its own: tests look there for what sweeps leave."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
