@@ -12,8 +12,7 @@ from rich.table import Table
 
 from model.system.files import replace_file
 from model.system.streams import forgiving_streams
-from sweep.config import ConfigError, blaming, load, parse_settings
-from sweep.config.load import QUICKSTART
+from sweep.config import QUICKSTART, ConfigError, blaming, load, parse_settings
 
 
 @forgiving_streams()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.system.streams import forgiving_streams
-from sweep.config.load import QUICKSTART
+from sweep.config import QUICKSTART
 from sweep.execution import start
 
 
@@ -47,9 +47,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Runs `main` as the whole process does: its exit code is settled, and Ray is left to the system."""
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
     if "ray" in sys.modules:
         os._exit(code)  # Ray would take a second to tidy up what the system takes back anyway
-    sys.exit(code)  # --local: a profiler or debugger around this process gets its end
+    return code  # --local: a profiler or debugger around this process gets its end
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -5,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# One thread for each test process and what it starts: with more, threads wait for each other on a busy machine. Torch
+# reads this when it is imported; trials set their own number.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 from model.config import TrialConfig, override

@@ -16,8 +16,7 @@ from sweep import bench
 from sweep.benchmark import baseline as plain
 from sweep.benchmark import measure as benchmark
 from sweep.benchmark.worker import Memory
-from sweep.config import load
-from sweep.config.load import QUICKSTART
+from sweep.config import QUICKSTART, load
 from tests.processes import TINY, sets
 
 KEYS = {

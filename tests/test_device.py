@@ -23,8 +23,7 @@ from model.training.optimizers import make_optimizer
 from model.training.running_scores import RunningScores
 from model.training.scores import Scores
 from sweep.benchmark.worker import Lane, Measures
-from sweep.config import load
-from sweep.config.load import QUICKSTART
+from sweep.config import QUICKSTART, load
 from sweep.config.workplace import Workplace
 from sweep.execution.trial import Trial, keep_to_share
 from sweep.machine.resources import this_machine

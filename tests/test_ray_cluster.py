@@ -204,7 +204,7 @@ def test_a_sweep_that_loses_ray_or_is_told_to_end_writes_its_report_and_goes_on(
 
 
 @pytest.mark.slow
-# Not the raylet: while Ray's C++ joins it, nothing in this process can answer its loss (README says so).
+# Not the raylet: while Ray's C++ joins it, nothing in this process can answer its loss (sweep/README.md says so).
 @pytest.mark.parametrize("seconds", [0, 1])
 @pytest.mark.parametrize("end", [kill_server, terminate_group])
 def test_a_sweep_that_loses_ray_or_is_told_to_end_while_ray_starts_says_how_to_go_on(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweep.config import SweepConfig, load
-from sweep.config.load import QUICKSTART
+from sweep.config import QUICKSTART, SweepConfig, load
 from sweep.machine.cpus import usable_cpus
 from sweep.machine.resources import Machine, allot, mps_runs, recommend, trials_per_gpu
 from sweep.terminal.terminal import Terminal

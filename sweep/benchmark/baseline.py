@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model.data.captchas import render
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrialConfig
+from model.data.captchas import render
 from model.network.crnn import CRNN
 from model.system.device import pick
 

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.data.captchas import render
-
 from model.config import CaptchaConfig, TrialConfig, override
+from model.data.captchas import render
 from model.data.pools import ensure_pools, prepare_process
 from model.training.loop import LOG_POINTS
 from sweep.benchmark.worker import Lane, Memory, RunningLane, sized

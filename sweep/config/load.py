@@ -1,7 +1,9 @@
 """A config file and `--set` → one validated config."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from sweep.config.sweep import SweepConfig
 from sweep.config.yaml_text import NotYaml, parsed, read_mapping
 
 _SPACE = "search.space."
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+# The folder of the configs that come with the program, in a checkout and in an installed wheel alike.
+CONFIGS = Path(str(files("sweep") / "configs")).resolve()
+QUICKSTART = CONFIGS / "quickstart.yaml"
 
 
 def load(
@@ -32,6 +36,7 @@ def load(
     `tell` takes a line for each key that has a new name. Raises ConfigError with all mistakes, and for the file of a
     sweep that is to be resumed if its format is not the present one.
     """
+    path = supplied(path)
     tree = read_mapping(path, SweepConfig.model_fields)
     if to_resume and (found := tree.get("format", 1)) != FORMAT:
         raise ConfigError(
@@ -57,6 +62,14 @@ def load(
             return SweepConfig.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(sentences(error, SweepConfig)) from None
+
+
+def supplied(path: Path) -> Path:
+    """The file that `--config` names: one that is there, else the config that comes with the program and is meant by
+    quickstart, quickstart.yaml or configs/quickstart.yaml, in whatever folder that is typed."""
+    own = CONFIGS / path.with_suffix(".yaml").name if path.name else path
+    meant = str(path.parent) in (".", "configs") and path.suffix in ("", ".yaml") and own.is_file()
+    return own if meant and not os.path.lexists(path) else path
 
 
 def _old_paths(search: Any) -> Iterator[str]:

@@ -21,7 +21,7 @@ def _known_score(name: str) -> str:
     return name
 
 
-Scored = Annotated[str, AfterValidator(_known_score)]
+Scored = Annotated[str, AfterValidator(_known_score), Field(json_schema_extra={"enum": [*SCORES]})]
 
 
 class NoStopping(Section):

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.system.malloc import collector_paused
-from sweep.config import ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas
-from sweep.config.load import QUICKSTART
+from sweep.config import QUICKSTART, ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas
 from sweep.execution import folders, interrupts
 from sweep.machine.cpus import check_shares, usable_cpus
 from sweep.wording import faults
