@@ -28,7 +28,7 @@ from sweep.faults import Fault
 from sweep.formatting import formatted
 from sweep.searcher import Search, TrialRecord
 from sweep.tensorboard import SweepWriter, end_session
-from sweep.trial import Workplace
+from sweep.trial import Workplace, last_picture
 
 if TYPE_CHECKING:
     from sweep.verdict import Verdict
@@ -93,7 +93,8 @@ class Reporter:
         """May be told again of a trial that ended in an earlier run, and then completes what that run left undone."""
         logs = self._workplace.logs(record.name)
         if logs.exists():
-            end_session(logs, success=record.state in ("completed", "stopped"))
+            picture = last_picture(self._config, self._workplace, record)
+            end_session(logs, record.state in ("completed", "stopped"), picture)
         for checkpoint in self._workplace.files(record.name).glob("epoch_*.pt"):
             checkpoint.unlink()
         self._ended += 1

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 
@@ -21,6 +22,7 @@ from model.config import TrialConfig
 from model.data import Data
 from model.evaluation import Samples, evaluate
 from model.files import replace_file
+from model.pools import open_pool, pool_spec
 from model.running_scores import Diverged
 from model.training import Epoch, make_network, train
 from sweep import badcases, faults
@@ -111,7 +113,7 @@ class Trial:
         data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
         pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
-        with contextlib.closing(writer), contextlib.closing(pictures):
+        with contextlib.closing(writer):
             start, note = self._newest_checkpoint(writer)
             note = note or aside
             seconds = 0.0
@@ -248,7 +250,8 @@ def picture_epochs(epochs: int) -> set[int]:
 class _Pictures:
     """Badcases at the first, every quarter's and the last epoch, and at the best one.
 
-    Which epoch is best shows only later, and steps must increase: the best so far waits until the next picture.
+    Which epoch is best shows only later, and steps must increase: the best so far waits until the next picture. If the
+    trial ends before that, whoever ends it draws the best one (`last_picture`).
     """
 
     def __init__(self, writer: TrialWriter, data: Data, epochs: int, alphabet: Alphabet) -> None:
@@ -261,7 +264,7 @@ class _Pictures:
             self._best = (epoch.number, epoch.valid_samples.worst())
         if epoch.number in self._fixed:
             if self._best is not None and self._best[0] != epoch.number:
-                self._draw_best()
+                self._draw_valid(*self._best)
             self._draw_valid(epoch.number, epoch.valid_samples.worst())
             self._best = None
             picture = badcases.draw(epoch.train_worst_images, epoch.train_worst, self._alphabet)
@@ -273,21 +276,34 @@ class _Pictures:
         return None if self._best is None else {"number": self._best[0], **vars(self._best[1])}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        if state is not None:
-            samples = {key: value for key, value in state.items() if key != "number"}
-            self._best = (state["number"], Samples(**samples))
-
-    def close(self) -> None:
-        self._draw_best()
-
-    def _draw_best(self) -> None:
-        if self._best is not None:
-            self._draw_valid(*self._best)
-            self._best = None
+        self._best = None if state is None else _waiting(state)
 
     def _draw_valid(self, number: int, samples: Samples) -> None:
         images = self._data.valid[0][samples.rows].cpu()
         self._writer.image("valid/badcase", badcases.draw(images, samples, self._alphabet), number)
+
+
+def _waiting(state: dict[str, Any]) -> tuple[int, Samples]:
+    """The epoch and the samples of a picture that a checkpoint keeps."""
+    return state["number"], Samples(**{key: value for key, value in state.items() if key != "number"})
+
+
+def last_picture(base: SweepConfig, workplace: Workplace, record: TrialRecord) -> tuple[int, np.ndarray] | None:
+    """The badcases of an ended trial's best epoch, and that epoch, if they still waited for the next picture: from its
+    newest checkpoint. Its own process can't draw them: it may be killed after the end was decided."""
+    if record.epochs in picture_epochs(base.training.epochs):
+        return None
+    config = base.with_values(record.values).trial()
+    pool = open_pool(pool_spec(config, "valid"), workplace.pools)
+    for path in sorted(workplace.files(record.name).glob("epoch_*.pt"), reverse=True):
+        with contextlib.suppress(ValueError):  # a damaged one
+            state = checkpoints.load(path)["pictures"]
+            if state is None or pool is None:
+                return None
+            number, samples = _waiting(state)
+            images = torch.from_numpy(pool.images)[samples.rows]
+            return number, badcases.draw(images, samples, Alphabet(config.captcha.characters))
+    return None
 
 
 def keep_to_share(gpus: float) -> None:
