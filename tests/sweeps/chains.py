@@ -30,7 +30,6 @@ CONFIRMED = {**PLAIN, "confirm": "{top: 1, seeds: 2}"}
 
 _MARK = "CRNN_SWEEP_TEST"  # environment variable, by which a chain finds its own processes and nobody else's
 _PATIENCE = 600.0  # seconds that a sweep has to end, also on a busy machine
-_START = 6.0  # seconds, about, until a resumed sweep trains
 _CPP = ("raylet)", "core_worker", "rpc_client", "***")  # words of Ray's C++, which a user should not see
 
 # Exit codes with which a struck sweep may end; 0 is always one, for the sweep may be ending or need not care.
@@ -70,12 +69,12 @@ class Chain:
         """Strikes up to `kills` times, at instants drawn evenly from what is left of a `life` of so many seconds; fewer
         times if the sweep was faster. Raises AssertionError, with all that was done, unless each start ends as it must.
         """
-        left = life
+        left, start = life, life / 3  # a third of such a small sweep's life passes, about, until it trains again
         while True:
             process, begin, struck = self._start(), time.monotonic(), list[tuple[str, signal.Signals]]()
             while (code := process.poll()) is None:
                 if self.struck.total() < kills and self._is_due():
-                    still = max(left - (time.monotonic() - begin), _START)
+                    still = max(left - (time.monotonic() - begin), start)
                     code = self._wait(process, self._draw.uniform(0, still))
                     if code is None and (strike := self._strike(process)) is not None:
                         struck.append(strike)
@@ -86,7 +85,7 @@ class Chain:
                     for one in self.processes():
                         one.kill()
                     raise AssertionError(self._told(f"it did not end in {_PATIENCE:.0f} s"))
-            left -= max(time.monotonic() - begin - _START, 0)
+            left -= max(time.monotonic() - begin - start, 0)
             self._judge(code, struck)
             if code == 0:
                 return

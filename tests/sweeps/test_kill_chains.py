@@ -18,7 +18,7 @@ from tests.sweeps.chains import CONFIRMED, PLAIN, Chain
 KILLS = int(os.environ.get("SOAK_KILLS", "12"))
 SEED = int(os.environ.get("SOAK_SEED", "0"))
 TARGETS = frozenset(filter(None, os.environ.get("SOAK_TARGETS", "").split(",")))
-LONGEST = 4  # kills of one sweep
+LONGEST = max(4, KILLS // 12)  # kills of one sweep
 
 KINDS = {
     "Ray": (PLAIN, []),
