@@ -58,10 +58,11 @@ def assert_curves_without_scars(root: Path) -> None:
     """In each curve every step follows the one before, from 1 to the epochs that the leaderboard names."""
     epochs = {row["trial"]: int(row["epochs"]) for row in leaderboard(root)}
     found = curves(root)
-    assert {run.removesuffix("/train") for run, _ in found} == {name for name, count in epochs.items() if count}
+    configs = {name: read_trial(root / "trials" / name / "config.yaml") for name, count in epochs.items() if count}
+    assert {run.removesuffix("/train") for run, _ in found} == configs.keys()
     for (run, tag), points in found.items():
         name = run.removesuffix("/train")
-        config = read_trial(root / "trials" / name / "config.yaml")
+        config = configs[name]
         steps: Iterable[int] = range(1, epochs[name] + 1)
         if tag.startswith("train/"):
             per_epoch = math.ceil(config.data.train_images / config.training.batch_size)

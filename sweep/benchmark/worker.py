@@ -29,8 +29,8 @@ from model.training.evaluation import evaluate
 from model.training.loop import is_logged, make_network, make_step, train
 from model.training.optimizers import make_optimizer
 from sweep.benchmark import baseline as plain
-from sweep.execution.trial import picture_epochs
 from sweep.tensorboard import badcases
+from sweep.tensorboard.trial_pictures import picture_epochs
 from sweep.tensorboard.writers import TrialWriter
 
 

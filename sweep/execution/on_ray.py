@@ -35,8 +35,10 @@ class RayTrial(tune.Trainable):
     """`step` is the next epoch, `cleanup` closes. Neither setting up nor resetting does work that can fail: a failed
     reset of a reused actor would hang Tune."""
 
-    def setup(self, config: dict[str, Any], sweep: SweepConfig, workplace: Workplace) -> None:
-        self.sweep, self.workplace = sweep, workplace
+    sweep: SweepConfig  # a sweep's own subclass has them
+    workplace: Workplace
+
+    def setup(self, config: dict[str, Any]) -> None:
         self.trial: Trial | None = None
 
     def step(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        if self._cluster.ending:
+        if self._cluster.is_ending(within=1):
             return  # the trial stays live in the search, which is about to end
         reason = str(trial.get_error() or "no reason was given")
         with held_back():
@@ -132,12 +134,14 @@ def run(
 def _tuner(
     search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster
 ) -> tune.Tuner:
-    trainable = tune.with_resources(
-        tune.with_parameters(RayTrial, sweep=config, workplace=workplace),
-        {"cpu": allotment.cpus, "gpu": allotment.gpus},
-    )
+    # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet says goodbye, Ray's C++
+    # wants to mark them as lost in that store, finds it closed, and ends the sweep's process.
+    class SweepsTrial(RayTrial):
+        pass
+
+    SweepsTrial.sweep, SweepsTrial.workplace = config, workplace
     return tune.Tuner(
-        trainable,
+        tune.with_resources(SweepsTrial, {"cpu": allotment.cpus, "gpu": allotment.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(search),
             scheduler=_Decisions(search, cluster),

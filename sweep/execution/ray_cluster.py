@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,10 +107,14 @@ class RayCluster:
                 return f"Ray's own process {name} has ended"
         return None
 
-    @property
-    def ending(self) -> bool:
-        """Whether Ray is lost or SIGTERM came, perhaps to all processes: a trial that loses its own is not to blame."""
-        return self._terminated.is_set() or self.lost is not None
+    def is_ending(self, within: float) -> bool:
+        """Whether Ray is lost or SIGTERM came, perhaps to all processes, or does `within` so many seconds: a trial that
+        loses its own process is then not to blame. A raylet that got SIGTERM ends the trials' processes before itself.
+        """
+        deadline = time.monotonic() + within
+        while not (ending := self._terminated.is_set() or self.lost is not None) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return ending
 
     @contextmanager
     def watched(self, give_up: Callable[[str], None]) -> Iterator[None]:

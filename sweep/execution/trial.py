@@ -21,7 +21,7 @@ from model.system import malloc as memory
 from model.system.files import replace_file
 from model.training import checkpoints, precision
 from model.training.averaging import AveragedWeights
-from model.training.evaluation import Samples, evaluate
+from model.training.evaluation import evaluate
 from model.training.loop import Epoch, make_network, train
 from model.training.running_scores import Diverged
 from model.training.scores import SCORES
@@ -29,7 +29,7 @@ from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, rea
 from sweep.config.workplace import Workplace
 from sweep.search.early_stopping import decides
 from sweep.search.search import TrialRecord
-from sweep.tensorboard import badcases
+from sweep.tensorboard.trial_pictures import TrialPictures
 from sweep.tensorboard.writers import TrialWriter, hparams
 from sweep.wording import faults
 
@@ -89,8 +89,8 @@ class Trial:
         warming = device.start_warm_up(place) if self.workplace.gpus else None
         data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
-        pictures = _Pictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
-        with contextlib.closing(writer), contextlib.closing(pictures):
+        pictures = TrialPictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
+        with contextlib.closing(writer):
             start, damaged = self._newest_checkpoint(writer)
             note, seconds = damaged or moved, 0.0
             if start is None:
@@ -235,56 +235,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("can't allocate memory", "ALLOC_FAILED")
     told = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return told or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
-
-
-def picture_epochs(epochs: int) -> set[int]:
-    """The first, every quarter's and the last."""
-    return {1, *(max(1, epochs * quarter // 4) for quarter in (1, 2, 3, 4))}
-
-
-class _Pictures:
-    """Badcases at the first, every quarter's and the last epoch, and at the best one.
-
-    Which epoch is best shows only later, and steps must increase: the best so far waits until the next picture.
-    """
-
-    def __init__(self, writer: TrialWriter, data: Data, epochs: int, alphabet: Alphabet) -> None:
-        self._writer, self._data, self._alphabet = writer, data, alphabet
-        self._fixed = picture_epochs(epochs)
-        self._best: tuple[int, Samples] | None = None
-
-    def take(self, epoch: Epoch) -> None:
-        if epoch.best:
-            self._best = (epoch.number, epoch.valid_samples.worst())
-        if epoch.number in self._fixed:
-            if self._best is not None and self._best[0] != epoch.number:
-                self._draw_best()
-            self._draw_valid(epoch.number, epoch.valid_samples.worst())
-            self._best = None
-            picture = badcases.draw(epoch.train_worst_images, epoch.train_worst, self._alphabet)
-            self._writer.image("train/badcase", picture, epoch.number)
-
-    @property
-    def state(self) -> dict[str, Any] | None:
-        """What waits to be drawn, for a checkpoint."""
-        return None if self._best is None else {"number": self._best[0], **vars(self._best[1])}
-
-    def restore(self, state: dict[str, Any] | None) -> None:
-        if state is not None:
-            samples = {key: value for key, value in state.items() if key != "number"}
-            self._best = (state["number"], Samples(**samples))
-
-    def close(self) -> None:
-        self._draw_best()
-
-    def _draw_best(self) -> None:
-        if self._best is not None:
-            self._draw_valid(*self._best)
-            self._best = None
-
-    def _draw_valid(self, number: int, samples: Samples) -> None:
-        images = self._data.valid[0][samples.rows].cpu()
-        self._writer.image("valid/badcase", badcases.draw(images, samples, self._alphabet), number)
 
 
 def keep_to_share(gpus: float) -> None:

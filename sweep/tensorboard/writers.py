@@ -239,14 +239,17 @@ class TrialWriter:
             writer.close()
 
 
-def end_session(folder: Path, success: bool) -> None:
-    """Closes a trial's HParams row, unless it is closed already. For whoever knows that the trial is final and its
-    process writes no more: half a record that a killed one left is cut off."""
+def end_session(folder: Path, success: bool, picture: tuple[int, np.ndarray] | None = None) -> None:
+    """Closes a trial's HParams row and adds the last `valid/badcase` with its step, unless they are there already. For
+    whoever knows that the trial is final and its process writes no more: half a record that a killed one left is cut
+    off."""
     status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
     writer = Writer(folder)
     writer.file.cut_half_record()
-    tags = {value.tag for event in writer.file.events() for value in event.summary.value}
-    if "_hparams_/session_end_info" not in tags:
+    there = {value.tag: event.step for event in writer.file.events() for value in event.summary.value}
+    if picture is not None and there.get("valid/badcase", 0) < picture[0]:
+        writer.picture("valid/badcase", picture[1], picture[0])
+    if "_hparams_/session_end_info" not in there:
         writer.hparams("session_end_info", session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
     writer.close()
 

@@ -4,6 +4,7 @@ from model.system.malloc import collector_paused
 from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
 from sweep.search.search import Search, TrialRecord
+from sweep.tensorboard.trial_pictures import last_picture
 from sweep.tensorboard.writers import SweepWriter, end_session
 from sweep.wording.faults import Fault
 
@@ -30,7 +31,8 @@ class Reporter:
         """May be told again of a trial that ended in an earlier run, and then completes what that run left undone."""
         logs = self._workplace.logs(record.name)
         if logs.exists():
-            end_session(logs, success=record.state in ("completed", "stopped"))
+            picture = last_picture(self._config, self._workplace, record)
+            end_session(logs, record.state in ("completed", "stopped"), picture)
         for checkpoint in self._workplace.files(record.name).glob("epoch_*.pt"):
             checkpoint.unlink()
         self._ended += 1

@@ -1,0 +1,83 @@
+"""Which badcases of a trial are drawn, and when."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.data.alphabet import Alphabet
+from model.data.batches import Data
+from model.data.pools import open_pool, pool_spec
+from model.training import checkpoints
+from model.training.evaluation import Samples
+from model.training.loop import Epoch
+from sweep.config import SweepConfig
+from sweep.config.workplace import Workplace
+from sweep.search.search import TrialRecord
+from sweep.tensorboard import badcases
+from sweep.tensorboard.writers import TrialWriter
+
+
+def picture_epochs(epochs: int) -> set[int]:
+    """The first, every quarter's and the last."""
+    return {1, *(max(1, epochs * quarter // 4) for quarter in (1, 2, 3, 4))}
+
+
+class TrialPictures:
+    """Badcases at the first, every quarter's and the last epoch, and at the best one.
+
+    Which epoch is best shows only later, and steps must increase: the best so far waits until the next picture. If the
+    trial ends before that, whoever ends it draws the best one (`last_picture`).
+    """
+
+    def __init__(self, writer: TrialWriter, data: Data, epochs: int, alphabet: Alphabet) -> None:
+        self._writer, self._data, self._alphabet = writer, data, alphabet
+        self._fixed = picture_epochs(epochs)
+        self._best: tuple[int, Samples] | None = None
+
+    def take(self, epoch: Epoch) -> None:
+        if epoch.best:
+            self._best = (epoch.number, epoch.valid_samples.worst())
+        if epoch.number in self._fixed:
+            if self._best is not None and self._best[0] != epoch.number:
+                self._draw_valid(*self._best)
+            self._draw_valid(epoch.number, epoch.valid_samples.worst())
+            self._best = None
+            picture = badcases.draw(epoch.train_worst_images, epoch.train_worst, self._alphabet)
+            self._writer.image("train/badcase", picture, epoch.number)
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """What waits to be drawn, for a checkpoint."""
+        return None if self._best is None else {"number": self._best[0], **vars(self._best[1])}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        self._best = None if state is None else _waiting(state)
+
+    def _draw_valid(self, number: int, samples: Samples) -> None:
+        images = self._data.valid[0][samples.rows].cpu()
+        self._writer.image("valid/badcase", badcases.draw(images, samples, self._alphabet), number)
+
+
+def _waiting(state: dict[str, Any]) -> tuple[int, Samples]:
+    """The epoch and the samples of a picture that a checkpoint keeps."""
+    return state["number"], Samples(**{key: value for key, value in state.items() if key != "number"})
+
+
+def last_picture(base: SweepConfig, workplace: Workplace, record: TrialRecord) -> tuple[int, np.ndarray] | None:
+    """The badcases of an ended trial's best epoch, and that epoch, if they still waited for the next picture: from its
+    newest checkpoint. Its own process can't draw them: it may be killed after the end was decided."""
+    if record.epochs in picture_epochs(base.training.epochs):
+        return None
+    config = base.with_values(record.values).trial()
+    pool = open_pool(pool_spec(config, "valid"), workplace.pools)
+    for path in sorted(workplace.files(record.name).glob("epoch_*.pt"), reverse=True):
+        with contextlib.suppress(ValueError):  # a damaged one
+            state = checkpoints.load(path)["pictures"]
+            if state is None or pool is None:
+                return None
+            number, samples = _waiting(state)
+            images = torch.from_numpy(pool.images)[samples.rows]
+            return number, badcases.draw(images, samples, Alphabet(config.captcha.characters))
+    return None
