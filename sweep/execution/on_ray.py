@@ -12,12 +12,12 @@ from model.system.malloc import collector_paused
 
 with collector_paused():
     from ray import tune
-    from ray.tune.execution import class_cache
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
     from sweep.config import SweepConfig
     from sweep.config.workplace import Workplace
+    from sweep.execution import ray_compat
     from sweep.execution.interrupts import held_back, passed_to_tune
     from sweep.execution.ray_cluster import RayCluster, RayLost
     from sweep.execution.trial import Trial, keep_to_share
@@ -25,10 +25,7 @@ with collector_paused():
     from sweep.search.search import Search, TrialRecord
     from sweep.wording.faults import last_error
 
-# A trial that asks for environment variables of its own never gets a process that is already there. The variables that
-# Tune asks for are in everyone's environment anyway (see sweep/execution/ray_cluster.py).
-class_cache.DEFAULT_ENV_VARS.clear()
-class_cache.ENV_VARS_TO_PROPAGATE.clear()
+ray_compat.share_workers()
 
 
 class RayTrial(tune.Trainable):

@@ -23,32 +23,11 @@ from typing import Any
 import psutil
 
 from sweep.config import ConfigError
-from sweep.execution import interrupts
+from sweep.execution import interrupts, ray_compat
 
-# Ray reads these when it is imported. It listens on all interfaces, so only who has the token may talk to it.
-os.environ["RAY_AUTH_MODE"] = "token"
-if not os.environ.get("RAY_AUTH_TOKEN", "").strip():  # instead of an empty one Ray would take one from the user's home
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-# Ray's memory monitor kills trials when other programs fill the machine, with an exception that Tune does not expect.
-# Without it the kernel kills one process when memory is short, which costs its trial one epoch.
-os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112
-# So long after it has lost its server, Ray's C++ ends the sweep's process: by then the sweep has ended by itself.
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "600"  # noqa: SIM112
-# Otherwise Ray's constructor waits, holding Python's lock, until a worker for each CPU has started: nothing would watch
-# Ray's processes meanwhile, and the main thread could not import torch.
-os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
-# Ray's processes look for each other as long as by default, but fifty times as often: they all start at once.
-os.environ["RAY_raylet_client_connect_timeout_milliseconds"] = "20"  # noqa: SIM112
-os.environ["RAY_raylet_client_num_connect_attempts"] = "500"  # noqa: SIM112
-os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+ray_compat.set_environment()
 
-import ray
-from ray._private import services, worker
+import ray  # noqa: E402, which reads the environment that was set
 
 _PATIENCE = 10.0  # seconds that Ray has to end
 _SESSION = re.compile("[0-9a-f]{8}")
@@ -182,9 +161,8 @@ class RayCluster:
         self._closing.close()
 
     def _live(self) -> None:
-        services.ConsolePopen = self._start_process
-        # In a thread Ray (2.60) prints on the terminal what happens to its own processes, and that thread's own end.
-        worker.listen_error_messages = lambda *arguments, **options: None
+        ray_compat.start_processes_with(self._start_process)
+        ray_compat.silence_error_thread()
         try:
             ray.init(
                 address="local",
@@ -219,7 +197,7 @@ class RayCluster:
                 self._give_up(lost)
 
     def _start_process(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        """Stands in for the class with which Ray (2.60) starts its processes.
+        """Starts one of Ray's processes.
 
         Each gets a session of its own: signals to the process group of the sweep then reach only the sweep, which needs
         Ray until it has ended its trials. The kernel still ends them with the thread that started them.

@@ -38,14 +38,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run_until(place: str, words: list[str]) -> None:
     """Runs a sweep in this process, which is killed where it comes to the method `place` of the stopped trial."""
-    from sweep import report, run
+    from sweep import run
     from sweep.execution import trial
-    from sweep.search import search as searcher
+    from sweep.search import search
+    from sweep.verdict import reporter
 
     owners: dict[str, Any] = {
-        "Search._end": searcher.Search,
-        "Reporter.ended": report.Reporter,
-        "end_session": report,
+        "Search._end": search.Search,
+        "Reporter.ended": reporter.Reporter,
+        "end_session": reporter,
         "Trial.close": trial.Trial,
     }
     owner, name = owners[place], place.rpartition(".")[2]
