@@ -67,9 +67,9 @@ def load(
 def supplied(path: Path) -> Path:
     """The file that `--config` names: one that is there, else the config that comes with the program and is meant by
     quickstart, quickstart.yaml or configs/quickstart.yaml, in whatever folder that is typed."""
-    own = CONFIGS / path.with_suffix(".yaml").name if path.name else path
-    meant = str(path.parent) in (".", "configs") and path.suffix in ("", ".yaml") and own.is_file()
-    return own if meant and not os.path.lexists(path) else path
+    own = {file.stem: file for file in CONFIGS.glob("*.yaml")}
+    meant = str(path.parent) in (".", "configs") and path.suffix in ("", ".yaml") and path.stem in own
+    return own[path.stem] if meant and not os.path.lexists(path) else path
 
 
 def _old_paths(search: Any) -> Iterator[str]:
