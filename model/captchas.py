@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML whose captcha: and data: sections to use")
     options = parser.parse_args(arguments)
     if options.count < 1:
-        parser.error(f"--count: {options.count} is not allowed: at least 1")
+        parser.error(f"--count: must be at least 1, got {options.count}")
     try:
         config = _read_config(options.config) if options.config else TrialConfig()
         for index in range(options.count):

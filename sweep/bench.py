@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parse_settings("--set", options.set)
         config = load(options.config, settings)
         if not options.output.absolute().parent.is_dir():
-            raise ConfigError([f"--output: {str(options.output)!r} is not allowed: there is no such folder"])
+            raise ConfigError([f"--output: must lie in a folder that is there, got {str(options.output)!r}"])
         console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
         # Not for the processes that render: they import this file again, and torch takes them seconds.
         from sweep.benchmark.measure import Benchmark

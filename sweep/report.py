@@ -53,7 +53,7 @@ def _verdict(argument: str, root: Path) -> Verdict:
     layout.require(argument, root)
     missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
     if missing:
-        raise ConfigError([f"{argument}: '{root}' is not allowed: there is no {missing[0]} in it"])
+        raise ConfigError([f"{argument}: must be a sweep's folder, got '{root}': there is no {missing[0]} in it"])
     config = load(root / "sweep.yaml")
     workplace = Workplace(root.absolute(), Path(str(config.data.cache)), threads=1, gpus=0)
     return Verdict(config, workplace, Search(config, root / "study.db", read_only=True))

@@ -51,7 +51,7 @@ def candidates(options: argparse.Namespace) -> list[Path]:
         return [first, *(first.with_name(f"{first.name}-{again}") for again in range(2, 100))]
     if not _NAME.fullmatch(options.name):
         raise ConfigError(
-            [f"--name: {options.name!r} is not allowed: 1 to 100 letters, digits and . _ = + -, not a dot first"]
+            [f"--name: must be 1 to 100 letters, digits and . _ = + -, not a dot first, got {options.name!r}"]
         )
     root = outputs / options.name
     if root.exists() and not _is_free(root):
@@ -97,11 +97,13 @@ def take_lock(workplace: Workplace) -> FileLock | None:
 
 
 def _taken(root: Path) -> ConfigError:
-    return ConfigError([f"--name: {root.name!r} is not allowed: {root} exists already"])
+    return ConfigError([f"--name: must be a new one, got {root.name!r}: {root} exists already"])
 
 
 def _not_writable(option: str, folder: Path, reason: str) -> ConfigError:
-    return ConfigError([f"{option}: {str(folder)!r} is not allowed: cannot be written: {reason}"])
+    return ConfigError(
+        [f"{option}: must be a folder that you may write, got {str(folder)!r}: cannot be written: {reason}"]
+    )
 
 
 def expanded(folder: Path, option: str) -> Path:

@@ -97,7 +97,9 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
             raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
         source = options.resume / "sweep.yaml"
         if not source.is_file():
-            raise ConfigError([f"--resume: '{options.resume}' is not allowed: there is no sweep.yaml in it"])
+            raise ConfigError(
+                [f"--resume: must be a sweep's folder, got '{options.resume}': there is no sweep.yaml in it"]
+            )
     elif options.retry_failed:
         raise ConfigError(["--retry-failed: needs --resume FOLDER"])
     if options.trials is not None:

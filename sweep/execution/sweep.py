@@ -46,7 +46,9 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
         workplace = workplace_in(folders.writable(options.resume, "--resume"))
         layout.require("--resume", workplace.root)
         if (lock := folders.take_lock(workplace)) is None:
-            raise ConfigError([f"--resume: '{options.resume}' is not allowed: this sweep is running"])
+            raise ConfigError(
+                [f"--resume: must be a sweep that has stopped, got '{options.resume}': this sweep is running"]
+            )
     else:
         workplace, lock = folders.take_new(request.roots, config, workplace_in)
     closing.callback(lock.release)
