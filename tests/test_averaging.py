@@ -1,5 +1,6 @@
-"""The averaged weights against a loop written out, and that training does not notice them."""
+"""The averaged weights: over how long they average, and that training does not notice them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,20 +19,27 @@ MakeData = Callable[[TrialConfig], Data]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("steps", "every"), [(20, 1), (399, 1), (1000, 5)])
-def test_the_average_is_exponential_with_a_warm_up_over_a_tenth_of_the_steps(steps: int, every: int) -> None:
-    layer = nn.Linear(3, 2)
+def average_of(values: list[float], steps: int) -> float:
+    """The average of a network of one weight that had these values, one after each step."""
+    layer = nn.Linear(1, 1, bias=False)
     average = AveragedWeights(layer, steps)
-    expected = layer.weight.detach().clone()
-    for step in range(100):
-        with torch.no_grad():
-            layer.weight.add_(torch.randn(2, 3))
+    for value in values:
+        nn.init.constant_(layer.weight, value)
         average.update()
-        if step % every == 0:
-            samples = step // every
-            decay = 0.0 if samples == 0 else min(1 - 10 * every / steps, (1 + samples) / (10 + samples))
-            expected = decay * expected + (1 - decay) * layer.weight.detach()
-    assert torch.allclose(average.state_dict()["network"]["weight"], expected, atol=1e-5)
+    return float(average.state_dict()["network"]["weight"])
+
+
+@pytest.mark.parametrize("steps", [400, 1000, 4000])
+def test_a_tenth_of_the_steps_after_a_jump_the_average_has_made_all_but_an_eth_of_it(steps: int) -> None:
+    jump = [0.0] * steps + [1.0] * (steps // 10)
+    assert average_of(jump, steps) == pytest.approx(1 - 1 / math.e, abs=0.02)
+
+
+@pytest.mark.parametrize("steps", [20, 400, 4000])
+def test_the_average_soon_forgets_the_initial_weights(steps: int) -> None:
+    every = max(1, steps // 200)  # steps between two samples
+    assert average_of([1.0], steps) == 1.0
+    assert average_of([0.0] * every + [1.0] * 9 * every, steps) > 0.99
 
 
 def test_training_is_the_same_with_and_without_an_average(tiny: Make, tiny_data: MakeData) -> None:

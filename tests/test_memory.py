@@ -34,33 +34,6 @@ def test_what_a_step_frees_stays_with_the_process_for_the_next(size: int) -> Non
     assert left("kept", size) > 7
 
 
-GROWN = """
-import psutil, torch
-from model.system.malloc import keep_freed_blocks
-
-torch.set_num_threads(1)
-keep_freed_blocks()
-
-
-def step():
-    forward = [torch.ones(size) for size in (3_000_000, 1_500_000, 700_000, 350_000)]
-    backward = [torch.ones_like(tensor) for tensor in reversed(forward)]
-
-
-for _ in range(20):
-    step()
-before = psutil.Process().memory_info().vms
-for _ in range(200):
-    step()
-print(psutil.Process().memory_info().vms - before)
-"""
-
-
-def test_a_step_finds_room_in_what_the_last_one_freed() -> None:
-    command = [sys.executable, "-c", GROWN]
-    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == 0
-
-
 def test_the_collector_stands_still_for_an_import_and_is_left_as_it_was() -> None:
     with collector_paused():
         assert not gc.isenabled()

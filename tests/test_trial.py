@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_a_trial_waits_until_a_process_of_the_old_sweep_lets_go_of_it(trial: Tri
     step.join(30)
     assert (trial.folder / "epoch_0001.pt").exists()
     trial.close()
+
+
+def test_a_trial_computes_with_as_many_threads_as_it_was_allotted(tmp_path: Path, cache: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            (tmp_path / str(threads)).mkdir()
+            trial = make(tmp_path / str(threads), cache)
+            trial.workplace = replace(trial.workplace, threads=threads)
+            torch.set_num_threads(3)
+            assert trial.step()["state"] == "running"
+            trial.close()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_a_trial_left_that_was_killed_as_it_began_is_its_own(trial: Trial) -> None:
