@@ -96,7 +96,7 @@ def test_the_notebooks_way_trains_with_an_optimizer_and_validates_without_one() 
 def test_the_fastest_way_of_training_is_measured_told_and_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways = {"narrow": {"network.encoder.size": 8}, "wide": {"network.lstm_size": 512}, "broken": {"data.seed": 1}}
+    ways = {"narrow": {"network.encoder.size": 8}, "wide": {"network.encoder.size": 512}, "broken": {"data.seed": 1}}
     monkeypatch.setattr(benchmark, "VARIANTS", ways)  # on a GPU: plain, recorded, compiled
     monkeypatch.setattr(benchmark, "EPOCH_SECONDS", 0.2)
     config = load(QUICKSTART, {**TINY, "data.cache": str(tmp_path), "confirm": None})
@@ -107,7 +107,7 @@ def test_the_fastest_way_of_training_is_measured_told_and_taken(
         chosen = measured._fastest(lanes, small, closing)
         assert lanes[0].call("rate", "bare", 0) > 0
         lanes[0].close()
-    assert chosen.network.encoder.size == measured.trial.network.lstm_size == 8
+    assert chosen.network.encoder.size == measured.trial.network.encoder.size == 8
     told = "\n".join(" ".join(row) for row in measured.rows)
     assert "wide, bare step" in told
     assert "broken: it failed" in told

@@ -234,7 +234,7 @@ PLOTS = {
     "The winners' learning rates": (".scatterlayer .trace .js-line", 4),
     "What matters": (".barlayer .point", 2),
     "All values at once": (".scatterlayer .trace .js-line", 4),
-    "What each schedule costs and gains": (".table .cell-rect", 3 * 6),
+    "What each schedule costs and gains": ("tr", 1 + 2),
     "When each trial ran": (".barlayer .point", 4),
     "Confused characters": (".heatmaplayer image", 1),
 }
@@ -246,16 +246,11 @@ def test_the_report_draws_every_plot_and_image_from_its_one_file(root: Path, loo
         board = page.locator("table").first.locator("tr").filter(has=page.locator("td"))
         assert [row[:3] for row in table(board)] == [[r["rank"], r["trial"], r["state"]] for r in leaderboard(root)]
 
-        plots = page.locator(".plotly-graph-div")
-        expect(plots).to_have_count(len(PLOTS))
+        expect(page.locator(".plotly-graph-div")).to_have_count(len(PLOTS) - 1)  # one is a table
         for title, (mark, count) in PLOTS.items():
             plot = page.locator("section").filter(has=page.get_by_role("heading", name=title, exact=True))
-            expect(plot.locator(".main-svg").first).to_be_visible()
+            expect(plot.locator("table" if mark == "tr" else ".main-svg").first).to_be_visible()
             expect(plot.locator(mark)).to_have_count(count)
-        # Of a table higher than its plot, the last rows hide.
-        height = "all => all.reduce((sum, one) => sum + Number(one.getAttribute('height')), 0)"
-        rows = page.locator(".table .y-column").first.locator(".cell-rect").evaluate_all(height)
-        assert rows <= page.locator(".table .scroll-area-clip-rect").evaluate_all(height)
 
         images = page.locator(".worst img")
         assert images.count() > 0

@@ -335,7 +335,7 @@ def test_trials_that_failed_are_run_again_if_that_is_wanted(tmp_path: Path) -> N
 
 def test_a_changed_config_is_refused_unless_a_resume_can_honour_it(tmp_path: Path) -> None:
     Search(config(), tmp_path / "study.db").ask()
-    changeable = {"search__trials": 30, "search__max_concurrent": 3, "search__max_failures": 5, "data__path": "x"}
+    changeable = {"search__trials": 30, "search__max_concurrent": 3, "search__max_failures": 5, "data__cache": "x"}
     Search(config(**changeable, resources__cpus=1), tmp_path / "study.db")
     for key, value in {
         "training.epochs": 9,

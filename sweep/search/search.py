@@ -493,16 +493,17 @@ CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "
 
 
 def changes(before: SweepConfig, after: SweepConfig) -> list[str]:
-    """The paths of the settings that differ, two keys deep, as `data.seed`."""
-    trees = [
-        {
-            f"{section}.{key}" if key else section: value
-            for section, tree in config.model_dump().items()
-            for key, value in (tree.items() if isinstance(tree, dict) else [("", tree)])
-        }
-        for config in (before, after)
-    ]
-    return [path for path in {**trees[0], **trees[1]} if trees[0].get(path) != trees[1].get(path)]
+    """The paths of the settings that differ, such as `data.seed`; of the search section two keys deep."""
+    first, second = (_settings(config.model_dump(), "") for config in (before, after))
+    return [path for path in {**first, **second} if first.get(path) != second.get(path)]
+
+
+def _settings(tree: Mapping[str, Any], above: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{above}{key}"
+        found |= _settings(value, f"{path}.") if isinstance(value, dict) and above != "search." else {path: value}
+    return found
 
 
 def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:

@@ -3,12 +3,13 @@
 import base64
 import io
 import logging
+import math
 import os
 import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from html import escape
 from importlib.metadata import version
@@ -21,6 +22,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from optuna.importance import PedAnovaImportanceEvaluator
 from PIL import Image
+from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from rapidfuzz.distance import Levenshtein
 from scipy.stats import spearmanr
@@ -28,7 +30,7 @@ from scipy.stats import spearmanr
 from model.data.alphabet import Alphabet
 from model.system.files import replace_file
 from model.training.scores import Score, columns
-from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, plain, walk
+from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, Value, plain, walk
 from sweep.config.workplace import Workplace
 from sweep.search import study_file
 from sweep.search.search import TrialRecord
@@ -39,6 +41,8 @@ from sweep.wording.formatting import formatted, percent, scored, span
 
 _CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
 _WORST = 24
+_CURVES = 5  # learning rates that are drawn
+_TICKS = 6  # of a number's axis
 _EDGE = 0.05  # of a range's length
 _DEVICE = re.compile(r"  device +(.*)")  # as the sweep's log tells it
 
@@ -165,7 +169,11 @@ class Page:
         completed = sum(record.state == "completed" for record in self.ranked)
         of_the_study = [
             ("What matters", "Importance for the error, by PED-ANOVA (Watanabe et al. 2023).", self._importances),
-            ("All values at once", "One line for each trial that ran to its end; dark is good.", self._parallel),
+            (
+                "All values at once",
+                "One line for each trial that ran to its end; blue is good, – means: not part of it.",
+                self._parallel,
+            ),
         ]
         return [
             (
@@ -225,13 +233,20 @@ class Page:
         return drawn(figure, "learning rate", "best validation error rate", x_log=True, y_log=True)
 
     def _rates(self) -> str:
-        figure = go.Figure()
-        for record in self.scored[:5]:
+        """The best trials' learning rates by epoch; trials with the same curve, as replicates, share a line."""
+        curves: dict[tuple[float, ...], list[TrialRecord]] = {}
+        for record in self.scored:
             trial = self.config.with_values(record.values)
             steps = trial.steps_per_epoch * trial.training.epochs
             at = np.unique(np.linspace(0, steps - 1, 200).astype(int))
-            rates = [trial.optimizer.lr * trial.schedule.factor(int(step), steps) for step in at]
-            figure.add_scatter(x=at / trial.steps_per_epoch, y=rates, name=record.name, mode="lines")
+            rates = tuple(trial.optimizer.lr * trial.schedule.factor(int(step), steps) for step in at)
+            curves.setdefault(rates, []).append(record)
+        figure = go.Figure()
+        for rates, records in list(curves.items())[:_CURVES]:
+            best, *others = records
+            name = f"{best.name} and {len(others)} more" if others else best.name
+            epochs = np.linspace(0, self.epochs, len(rates))
+            figure.add_scatter(x=epochs, y=rates, name=name, mode="lines", showlegend=True)
         return drawn(figure, "epoch", "learning rate")
 
     def _importances(self) -> str:
@@ -243,8 +258,27 @@ class Page:
         return drawn(figure, "importance", "", height=120 + 40 * len(found))
 
     def _parallel(self) -> str:
-        figure = optuna.visualization.plot_parallel_coordinate(self._study, target_name="error")
-        figure.update_layout(title=None, plot_bgcolor="#d0d0d0")  # Optuna draws the worst in white
+        records = [record for record in self.scored if record.state == "completed"]
+        errors = [max(record.score("error_rate"), 0.5 / self.images) for record in records]
+        logarithms = [math.log10(error) for error in errors]
+        scales = {path: bool(parameter.loguniform) for path, parameter, _ in walk(self.config.search.space)}
+        axes = [(path, *axis([record.values.get(path) for record in records], scales[path])) for path in self.paths]
+        axes.append(("error", *axis(list(errors), log=True)))
+        lowest, highest = min(logarithms), max(logarithms)
+        figure = go.Figure()
+        for place, (record, logarithm) in enumerate(zip(records, logarithms, strict=True)):
+            share = (logarithm - lowest) / ((highest - lowest) or 1)
+            figure.add_scatter(
+                x=list(range(len(axes))), y=[places[place] for _, places, _ in axes], mode="lines", showlegend=False,
+                line={"color": sample_colorscale(["#1f77b4", "#d9822b"], [share])[0], "width": 2},
+                text=record.name, hovertemplate="%{text}<extra></extra>",
+            )  # fmt: skip
+        for place, (_, _, ticks) in enumerate(axes):
+            for height, text in ticks.items():
+                figure.add_annotation(x=place, y=height, text=text, showarrow=False, xanchor="right", xshift=-4)
+        titles = {"tickvals": list(range(len(axes))), "ticktext": [path for path, _, _ in axes]}
+        figure.update_xaxes(**titles, range=[-0.5, len(axes) - 0.8], gridcolor="#888888", zeroline=False)
+        figure.update_yaxes(visible=False)
         return drawn(figure, None, None)
 
     @cached_property
@@ -265,10 +299,11 @@ class Page:
             for group, records in groups.items()
             if records
         ]
-        header = ["schedule", "trials", "best error", "median error", "stopped early", "seconds in all"]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        figure = go.Figure(go.Table(header={"values": header}, cells={"values": columns}))
-        return drawn(figure, None, None, height=120 + 20 * len(rows))
+        header = ("schedule", "trials", "best error", "median error", "stopped early", "seconds in all")
+        cells = "".join(f"<th>{title}</th>" for title in header)
+        lines = ("".join(f"<td>{escape(str(value))}</td>" for value in row) for row in rows)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f'<div class="wide"><table><tr>{cells}</tr>{body}</table></div>'
 
     def _timeline(self) -> str:
         figure = go.Figure()
@@ -392,6 +427,29 @@ def confusions(true: str, read: str) -> list[tuple[str, str]]:
     return found
 
 
+def axis(values: Sequence[Value], log: bool) -> tuple[list[float], dict[float, str]]:
+    """One axis of the parallel coordinates: each value's height, 0 to 1, and the labels at some heights. Numbers stand
+    by size, others by name, and "–", below them, is for a trial that has no such value."""
+    there = [plain(value) for value in values if value is not None]
+    if there and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
+        scale: Callable[[float], float] = math.log10 if log else float
+        numbers = [None if value is None else scale(float(value)) for value in values]
+        ticks = {scale(float(value)): formatted(value) for value in there}
+        if len(ticks) > _TICKS:
+            ends = np.linspace(min(ticks), max(ticks), _TICKS)
+            ticks = {float(end): f"{10**end if log else end:.2g}" for end in ends}
+    else:
+        names = sorted(set(map(str, there)))
+        numbers = [None if value is None else float(names.index(str(plain(value)))) for value in values]
+        ticks = {float(place): name for place, name in enumerate(names)}
+    low, high = min(ticks, default=0.0), max(ticks, default=0.0)
+    if None in numbers:
+        low -= 0.2 * ((high - low) or 1)
+        ticks[low] = "–"
+    heights = [((low if number is None else number) - low) / ((high - low) or 1) for number in numbers]
+    return heights, {(tick - low) / ((high - low) or 1): text for tick, text in ticks.items()}
+
+
 def rendered(template: str, **values: Any) -> str:
     environment = Environment(loader=PackageLoader("sweep.verdict", "templates"), autoescape=True)
     return environment.get_template(template).render(plotly=get_plotlyjs(), **values)
@@ -403,6 +461,8 @@ def drawn(
     """Its HTML, without Plotly's own code."""
     figure.update_layout(
         template="plotly_white",
+        paper_bgcolor="rgba(0, 0, 0, 0)",  # the page's own, light or dark
+        plot_bgcolor="rgba(0, 0, 0, 0)",
         height=height,
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
         legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
@@ -413,7 +473,8 @@ def drawn(
         figure.update_yaxes(title=y, **({"type": "log", "dtick": "D2", "tickformat": "~%"} if y_log else {}))
     # Named by what it shows: the same sweep gives the same file.
     name = f"plot-{zlib.crc32(figure.to_json().encode()):08x}"
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}, div_id=name)
+    options = {"displaylogo": False, "responsive": True}
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=options, div_id=name)
     return html
 
 
