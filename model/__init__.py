@@ -1,1 +1,1 @@
-"""One text recogniser (convolutions, LSTM, CTC) and how to train it; knows nothing of sweeps."""
+"""A text recogniser (convolutions, sequence encoder, CTC) and its training. Does not depend on `sweep`."""

@@ -13,7 +13,7 @@ from model.system.streams import forgiving_streams
 
 
 def _read_config(path: Path) -> TrialConfig:
-    # An entry point keeps YAML and the sweep out of this package: whoever has a config file brings its reader.
+    # The reader is an entry point, registered by `sweep`, so that this package depends on neither YAML nor `sweep`.
     (reader,) = entry_points(group="crnn_sweep.config_reader")
     config: TrialConfig = reader.load()(path)
     return config
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = _read_config(options.config) if options.config else TrialConfig()
         for index in range(options.count):
             image, text = draw(config.captcha, config.data.seed, "test", index)
-            options.out.mkdir(parents=True, exist_ok=True)  # after the first was drawn, which may be too large
+            options.out.mkdir(parents=True, exist_ok=True)  # not before drawing, which may fail
             image.save(options.out / f"{text}_{index}.png")
     except FileExistsError:
         print(f"OUT must be a folder, got the file {options.out}", file=sys.stderr)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = f"{config.captcha.width}×{config.captcha.height} × captcha.render_scale {config.captcha.render_scale}"
         print(f"images of {size} take more memory than there is; draw smaller ones", file=sys.stderr)
         return 2
-    except ValueError as error:  # of the config, which names its file and keys
+    except ValueError as error:  # an invalid config; the message names the file and keys
         print(error, file=sys.stderr)
         return 2
     print(f"{options.count} images in {options.out}")

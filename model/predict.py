@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failures.append(sentence)
         print(sentence, file=sys.stderr)
 
-    torch.set_num_threads(1)  # more gain nothing in so small a network, and wait for each other on a busy machine
+    torch.set_num_threads(1)  # more don't speed up so small a network, and wait for each other on a busy machine
     try:
         recognizer = Recognizer.from_checkpoint(options.checkpoint)
     except OSError as error:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for file, text, confidence in recognizer.read_files(files, failed):
             print(f"{file}\t{text}\t{confidence:.4f}")
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough; at its end Python would write what is left, and complain
+    except BrokenPipeError:  # e.g. `| head`; otherwise Python would flush at exit, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if not files else 1 if failures else 0
 

@@ -1,4 +1,4 @@
-"""The config of one trial: what is drawn, how it is read, how it is trained."""
+"""The config of one trial: captchas and data set, network, optimiser, schedule and training."""
 
 from model.config.data import CaptchaConfig, DataConfig
 from model.config.network import NetworkConfig

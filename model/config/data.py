@@ -1,4 +1,4 @@
-"""`captcha:` and `data:`: what an image shows, and where the images come from."""
+"""The config sections `captcha` (what an image shows) and `data` (where the images come from, and how many)."""
 
 import string
 from typing import Annotated, Literal, Self
@@ -11,12 +11,15 @@ Images = Annotated[int, Field(ge=1, le=100_000_000)]
 FontSize = Annotated[int, Field(ge=4, le=512)]
 TextLength = Annotated[int, Field(ge=1, le=256)]
 
-_MOST_PIXELS = 4096 * 4096  # of one captcha as it is drawn
+_MOST_PIXELS = 4096 * 4096  # of one captcha, at the size at which it is drawn
 
 
 class CaptchaConfig(Section):
-    """What one image shows. It is drawn `render_scale` times larger, then shrunk: the library's
-    noise dots are 3 pixels wide and swamp small images, and `font_sizes` (pixels) fit 192×64."""
+    """What one image shows.
+
+    Images are drawn `render_scale` times larger and then shrunk, because the captcha library's noise dots are 3 pixels
+    wide and swamp small images. `font_sizes` are pixels of the larger image; the default sizes fit 192×64.
+    """
 
     characters: str = string.digits + string.ascii_uppercase
     length: TextLength | tuple[TextLength, TextLength] = 4
@@ -32,14 +35,14 @@ class CaptchaConfig(Section):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Shortest and longest text."""
+        """Lengths of the shortest and the longest text."""
         return (self.length, self.length) if isinstance(self.length, int) else self.length
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         unusable = [c for c in self.characters if not c.isprintable() or c.isspace() or c == "/"]
         if not 1 <= len(self.characters) <= 255 or unusable or len(set(self.characters)) != len(self.characters):
-            raise ValueError(  # 255: one byte for each, with the blank
+            raise ValueError(  # 255, and the blank: a class index is stored in one byte
                 "captcha.characters must be 1 to 255 different, printable characters without spaces and '/', "
                 f"got {shown(self.characters)}"
             )
@@ -55,9 +58,12 @@ class CaptchaConfig(Section):
 
 
 class DataConfig(Section):
-    """`pool`: rendered once into files that all trials map, kept under `cache` (default: the user's
-    cache; below the output directory unless absolute). `stream`: every training image is fresh,
-    an epoch is `train_images` long."""
+    """Where the images come from, and how many there are.
+
+    `source: pool` renders them once into files below `cache`, which all trials map into memory.
+    `source: stream` renders a new image for each use in training; an epoch is then `train_images` long.
+    `cache` defaults to the user's cache folder; a relative path is below the output directory.
+    """
 
     source: Literal["pool", "stream"] = "pool"
     cache: str | None = None

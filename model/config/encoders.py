@@ -1,6 +1,6 @@
-"""`network.encoder`: what reads the feature map's columns in order, between the convolutions and the classifier.
+"""`network.encoder`: the sequence model over the feature map's columns, between convolutions and classifier.
 
-Adding an encoder is adding a class here and to `AnyEncoder`. An encoder maps (T, N, features) to (T, N, outputs).
+To add an encoder, add a class here and list it in `AnyEncoder`. An encoder maps (T, N, features) to (T, N, outputs).
 """
 
 from abc import abstractmethod
@@ -19,19 +19,19 @@ Layers = Annotated[int, Field(ge=1, le=16)]
 class Encoder(Section):
     @property
     def depth(self) -> int:
-        """The number of layers."""
+        """The number of layers, 0 for an encoder without a `layers` parameter."""
         layers: int = getattr(self, "layers", 0)
         return layers
 
     @abstractmethod
     def outputs(self, features: int) -> int:
-        """The number of values that it gives for each column of so many features."""
+        """The number of values that the encoder outputs for each column of `features` values."""
 
     @abstractmethod
     def build(self, features: int) -> "nn.Module":
-        """The module. If it returns a tuple, the first item is the output, as torch's recurrent modules have it.
+        """Creates the module. It may return a tuple whose first item is the output, as torch's recurrent modules do.
 
-        Torch is imported here and not with the config, which is read by processes that need no torch.
+        Implementations import torch themselves, because some processes read a config but need no torch.
         """
 
 
@@ -52,7 +52,7 @@ class LstmEncoder(Encoder):
 
 
 class GruEncoder(Encoder):
-    """A bidirectional GRU with `size` units in each direction: three quarters of an LSTM's weights."""
+    """A bidirectional GRU with `size` units in each direction. It has three quarters of an LSTM's weights."""
 
     name: Literal["gru"] = "gru"
     size: Positive = 64
@@ -68,9 +68,9 @@ class GruEncoder(Encoder):
 
 
 class TransformerEncoder(Encoder):
-    """Vaswani et al. 2017, with the normalisation first (Xiong et al. 2020) and sinusoidal positions.
+    """A transformer encoder (Vaswani et al. 2017), pre-norm (Xiong et al. 2020), with sinusoidal positional encodings.
 
-    `size` is the model's width, which `heads` must divide; the feed-forward layers are four times as wide.
+    `size` is the model's width, a multiple of twice `heads`; the feed-forward layers are four times as wide.
     """
 
     name: Literal["transformer"] = "transformer"
@@ -102,7 +102,7 @@ class TransformerEncoder(Encoder):
 
 
 class NoEncoder(Encoder):
-    """Each column is classified by itself, from what the convolutions see around it."""
+    """No encoder: each column is classified by itself, from the receptive field of the convolutions."""
 
     name: Literal["none"] = "none"
 

@@ -1,6 +1,6 @@
-"""The version of the formats of sweep.yaml, checkpoints and the study.
+"""The version of the file formats: sweep.yaml, checkpoints and the Optuna study.
 
-1: up to version 0.1.0, without a number in the files. 2: scores by name, `network.encoder`, `data.cache`.
+1: version 0.1.0 and earlier, which wrote no number. 2: scores by name, `network.encoder`, `data.cache`.
 """
 
 FORMAT = 2

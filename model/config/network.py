@@ -1,4 +1,4 @@
-"""`network:`: the recogniser's layers."""
+"""The config section `network`: the recogniser's layers."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,10 +14,11 @@ Window = Annotated[int, Field(ge=1, le=64)]
 
 
 class NetworkConfig(Section):
-    """Blocks of `layers` × (convolution, batch-norm, ReLU) and a max-pool of (height, width) each, then an encoder.
+    """Convolutional blocks, then an encoder. A block is `layers` × (convolution, batch-norm, ReLU) and a max-pool.
 
-    `layers` and `kernels` are one number for all blocks or one per block. `orthogonal` with
-    `standardize` leaves CTC's all-blank plateau soonest; `torch` without it is the notebook's way.
+    `layers` and `kernels` are one number for all blocks or one per block; `pools` are one number or (height, width) per
+    block. Early in training, CTC networks output only blanks: `initialization: orthogonal` with `standardize` leaves
+    this plateau soonest. `torch` without `standardize` is what the original notebook does (configs/captcha_break.yaml).
     """
 
     channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=32)] = (16, 32, 48, 64, 64)
@@ -39,7 +40,7 @@ class NetworkConfig(Section):
         return list(zip(self.channels, layers, kernels, pools, strict=True))
 
     def feature_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the last feature map; its width is the number of CTC time steps T."""
+        """(height, width) of the last feature map for images of this size. Its width is T, the CTC time steps."""
         for _, _, _, (pool_height, pool_width) in self.blocks:
             height, width = height // pool_height, width // pool_width
         return height, width

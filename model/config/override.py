@@ -1,4 +1,4 @@
-"""Sets values of a nested config by dotted path: for `--set`, a sampled trial and a test alike."""
+"""Overrides values of a nested config by dotted path, for `--set`, sampled trials and tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,10 +19,10 @@ def override(
     model: type[BaseModel] = TrialConfig,
     split: Callable[[str], list[str]] = split_at_dots,
 ) -> dict[str, Any]:
-    """A copy of the nested `tree` with dotted paths set; `split` gives a path's keys.
+    """Returns a copy of the nested `tree` with the values at dotted paths set; `split` splits a path into keys.
 
-    A new name of one of `model`'s tagged sections (`schedule.name`) leaves behind the parameters that only the old
-    choice had, and those at the old choice's defaults: the new one has its own.
+    If `values` sets the name of one of `model`'s tagged sections (`schedule.name`), parameters that only the old choice
+    has are dropped. So are those at the old choice's default, because the new choice has defaults of its own.
     """
     result: dict[str, Any] = _copy(tree)
     for path, value in values.items():

@@ -1,4 +1,4 @@
-"""Old names of config keys, which are still read."""
+"""Renamed config keys: configs that use an old name are still read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ RENAMED = {
 
 
 def current(path: str) -> str:
-    """The present name of a dotted path."""
+    """The current name of a dotted path."""
     return RENAMED.get(path, path)
 
 
@@ -21,7 +21,7 @@ def old_names(tree: Mapping[str, Any]) -> list[str]:
 
 
 def renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested config with present names for old ones, whose values win."""
+    """Returns a copy of a nested config with current key names. Where it has both names, the old name's value wins."""
     result = dict(tree)
     for old in old_names(tree):
         section, key = old.split(".")

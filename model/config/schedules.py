@@ -1,7 +1,7 @@
-"""`schedule:`: how the learning rate changes over a run. Adding a schedule is adding a class here and to `AnySchedule`.
+"""Learning-rate schedules, the config section `schedule`. To add one, add a class here and list it in `AnySchedule`.
 
-Each class gives the factor on the learning rate as a pure function of the step. Where torch has the schedule, the
-factors equal torch's.
+A schedule gives the factor on the learning rate as a pure function of the step. The factors equal torch's for schedules
+that torch has.
 """
 
 import math
@@ -14,18 +14,18 @@ from model.config.section import Fraction, Section
 
 
 class Schedule(Section):
-    """`warmup`: the fraction of all steps over which the rate first climbs linearly."""
+    """Base of the schedules. `warmup` is the fraction of all steps during which the rate first rises linearly."""
 
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @abstractmethod
     def shape(self, step: int, steps: int) -> float:
-        """The factor at `step` (0 … steps − 1) of a run without warm-up."""
+        """The factor on the learning rate at `step` (0 … steps − 1) of a run without warm-up."""
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by at `step` (0 … steps − 1).
+        """The factor on the learning rate at `step` (0 … steps − 1), including warm-up.
 
-        The first `warmup` of the steps climbs linearly to the schedule's first value; its shape takes the rest.
+        During warm-up the factor rises linearly to the first value of `shape`, which then covers the remaining steps.
         """
         warmup = int(self.warmup * steps)
         if step < warmup:
@@ -41,7 +41,7 @@ class ConstantSchedule(Schedule):
 
 
 class StepSchedule(Schedule):
-    """The rate is multiplied by `gamma` at each of `milestones` (fractions of the run)."""
+    """Multiplies the learning rate by `gamma` at each of `milestones` (fractions of the steps after warm-up)."""
 
     name: Literal["step"] = "step"
     milestones: tuple[Fraction, ...] = (0.5, 0.8)
@@ -69,7 +69,7 @@ class LinearSchedule(Schedule):
 
 
 class CosineSchedule(Schedule):
-    """Loshchilov & Hutter 2017 (SGDR), equation 5, without restarts."""
+    """Cosine annealing from 1 to `final`, without restarts: Loshchilov & Hutter 2017 (SGDR), equation 5."""
 
     name: Literal["cosine"] = "cosine"
     final: Fraction = 0.0
@@ -79,9 +79,9 @@ class CosineSchedule(Schedule):
 
 
 class OneCycleSchedule(Schedule):
-    """From `initial` to 1 at `peak` (a fraction of the run), then down to `final`, both along half cosines.
+    """One-cycle (Smith & Topin 2018): rises from `initial` to 1 at `peak`, then falls to `final`, along half cosines.
 
-    Smith & Topin 2018, in torch's form: the last step has the final factor.
+    `peak` is a fraction of the steps after warm-up. As in torch, the last step has the factor `final`.
     """
 
     name: Literal["onecycle"] = "onecycle"
@@ -97,7 +97,10 @@ class OneCycleSchedule(Schedule):
 
 
 class WarmupStableDecaySchedule(Schedule):
-    """Constant, then linear to `final` over the last `decay` of the run. Hu et al. 2024 (MiniCPM), section 4.2."""
+    """Warm-up, stable, decay (WSD): constant, then linear to `final` over the last fraction `decay` of the steps.
+
+    Hu et al. 2024 (MiniCPM), section 4.2. The fraction is of the steps after warm-up.
+    """
 
     name: Literal["wsd"] = "wsd"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -121,5 +124,5 @@ AnySchedule = (
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:
-    """From start to end along half a cosine as progress goes from 0 to 1."""
+    """Goes from `start` to `end` along half a cosine as `progress` goes from 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,30 +1,31 @@
-"""The base of every config section, and how error sentences show values and paths."""
+"""The base class of config sections, and helpers for error messages about their values and paths."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Bounds far beyond any use: a value above them is a typing error or an attack, and would fail hours or gigabytes later.
+# The bounds are far beyond any use. A larger value is a typo or an attack, and would otherwise fail only hours
+# or gigabytes later.
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A frozen part of a config that refuses unknown keys; pydantic collects all errors of a config at once."""
+    """Base of the config sections: frozen; refuses unknown keys, NaN and infinity; reports all errors at once."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def shown(value: Any) -> str:
-    """A value as an error sentence shows it: at most 80 characters."""
+    """Formats a value for an error message, in at most 80 characters."""
     text = _written(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _written(value: Any) -> str:
-    """As in YAML, but with quotes around each text."""
+    """Formats a value as in YAML, but with quotes around every string."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
@@ -35,12 +36,18 @@ def _written(value: Any) -> str:
 
 
 def is_no_unicode(text: str) -> bool:
-    """Whether it holds lone surrogates: what Python makes of bytes that are not UTF-8, and of YAML's "\\ud800"."""
+    """Whether a string holds lone surrogates, which UTF-8 can't encode.
+
+    Python decodes bytes that are not UTF-8 to them (`surrogateescape`), and YAML's "\\ud800" is one.
+    """
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def unusable_path(path: str) -> str | None:
-    """What a path must be, if no file system would take this one or what a sweep makes below it."""
+    """Says what a path must be, or returns None if the path can be used.
+
+    The bounds leave room for the names of the files that a sweep creates below the path.
+    """
     if "\0" in path or is_no_unicode(path):
         return "must be text in UTF-8 without NUL"
     encoded = path.encode()

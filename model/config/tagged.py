@@ -1,4 +1,4 @@
-"""Tagged sections: parts of a config whose `name` decides which other keys they have, such as `schedule`."""
+"""Tagged sections: config sections whose `name` decides which other keys they have, such as `schedule`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -8,9 +8,10 @@ from pydantic import BaseModel, BeforeValidator, Discriminator
 
 
 class Tagged(GroupedMetadata):
-    """Makes a union of sections one tagged section: `Annotated[A | B, Tagged("a")]`.
+    """Makes a union of sections a tagged section, pydantic's discriminated union: `Annotated[A | B, Tagged("a")]`.
 
-    `name` selects the member; without it, the member called `default` is meant. A text alone stands for the name.
+    `name` selects the member; without a name, the member called `default` is used. A string instead of a mapping is
+    read as the name.
     """
 
     def __init__(self, default: str) -> None:
@@ -27,14 +28,14 @@ class Tagged(GroupedMetadata):
 
 
 def members(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The sections of a union by their `name`."""
+    """Maps each `name` to its section of the union."""
     return {section.model_fields["name"].default: section for section in get_args(annotation)}
 
 
 def tagged_sections(
     model: type[BaseModel], prefix: str = ""
 ) -> Iterator[tuple[str, Tagged, dict[str, type[BaseModel]]]]:
-    """Each tagged section of a config: its dotted path, its tag and its members by name."""
+    """Yields each tagged section of a config, also nested ones: dotted path, tag and members by name."""
     for key, field in model.model_fields.items():
         for tag in field.metadata:
             if isinstance(tag, Tagged):

@@ -1,4 +1,4 @@
-"""The config of one trial: its sections, and what must hold between them."""
+"""The config of one trial: its sections, and the rules that span several of them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +14,7 @@ from model.config.tagged import Tagged
 
 
 class OptimizerConfig(Section):
-    """`momentum` (Nesterov) belongs to sgd alone; `gradient_clip` is the largest gradient norm, null for none."""
+    """The optimiser. `momentum` (Nesterov) is for sgd only; `gradient_clip` is the maximum gradient norm or null."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -24,19 +24,23 @@ class OptimizerConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Each time a training image is shown it moves by up to `shift` pixels either way, and each of its channels grows
-    brighter or darker by up to the fraction `color`."""
+    """Random changes to each training image, drawn anew each time the image is used.
+
+    The image is shifted by up to `shift` pixels in each direction, and each of its channels is made brighter or darker
+    by up to the fraction `color`.
+    """
 
     shift: Annotated[int, Field(ge=0, le=64)] = 0
     color: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class TrainingConfig(Section):
-    """`precision: auto` is bfloat16 autocast where the device computes it natively, else float32.
+    """Length, batch size, numeric precision and acceleration of training.
 
-    `cuda_graph` says what an NVIDIA GPU replays as a recorded CUDA graph: `network` its forward and backward pass,
-    `step` the whole training step, `false` nothing; `auto` and `true` are `network`. A CPU ignores it.
-    `compile` compiles the network with torch.compile, `auto` where a trial on a GPU is long enough to repay that.
+    `precision: auto` is bfloat16 autocast if the device computes it natively, else float32.
+    `cuda_graph` selects what an NVIDIA GPU records as a CUDA graph and replays: `network` the network's forward and
+    backward pass, `step` the whole training step, `false` nothing; `auto` and `true` mean `network`. CPUs ignore it.
+    `compile` compiles the network with torch.compile; `auto` does so if a trial on a GPU is long enough to repay it.
     """
 
     epochs: Positive = 10
@@ -65,7 +69,7 @@ class TrialConfig(Section):
 
     @property
     def time_steps(self) -> int:
-        """T, the number of CTC time steps that the image's width gives."""
+        """T, the number of CTC time steps for the images' width."""
         return self.network.feature_size(self.captcha.height, self.captcha.width)[1]
 
     @property

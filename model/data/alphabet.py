@@ -1,4 +1,4 @@
-"""Characters ↔ class indices. Index 0 is CTC's blank and never a printable character."""
+"""Maps characters to class indices and back. Index 0 is CTC's blank, which stands for no character."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -7,7 +7,7 @@ BLANK = 0
 
 
 def collapse(path: Iterable[int]) -> list[int]:
-    """CTC's rule for one path of class indices: first merge repeats, then drop blanks."""
+    """Applies CTC's collapse rule to one path of class indices: first merges repeats, then drops blanks."""
     return [index for index, _ in groupby(path) if index != BLANK]
 
 
@@ -18,13 +18,13 @@ class Alphabet:
 
     @property
     def classes(self) -> int:
-        """K: the characters and the blank."""
+        """K, the number of classes: the characters and the blank."""
         return len(self.characters) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Raises KeyError for a character that is not in the alphabet."""
+        """The text's class indices. Raises KeyError for a character that is not in the alphabet."""
         return [self._index[character] for character in text]
 
     def decode(self, indices: Iterable[int]) -> str:
-        """The text of a label or a decoded row; blanks, also those that pad it, are skipped."""
+        """The text of a label or a decoded row. Skips blanks, including those used as padding."""
         return "".join(self.characters[index - 1] for index in indices if index != BLANK)

@@ -1,4 +1,4 @@
-"""Small random changes of training images, on the device, so that a fixed pool teaches more as fresh images do."""
+"""Augmentation on the device: small random changes make a fixed pool of images work more like fresh ones."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,16 @@ from model.config import AugmentationConfig
 
 
 def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """uint8 (N, C, H, W) → the same. All draws come from the CPU's `generator`: one order on every device."""
+    """Shifts and recolours images, uint8 (N, C, H, W).
+
+    All random numbers come from the CPU's `generator`, so they are the same on every device.
+    """
     count, channels, height, width = images.shape
     device = images.device
     if config.shift:
         shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1, 1), generator=generator)
         shifts = shifts.to(device, non_blocking=True)
-        # What moves in from outside repeats the edge.
+        # Pixels shifted in from outside repeat the image's edge.
         rows = (torch.arange(height, device=device)[:, None] + shifts[0]).clamp_(0, height - 1)  # (N, H, 1)
         columns = (torch.arange(width, device=device) + shifts[1]).clamp_(0, width - 1)  # (N, 1, W)
         pixels = (rows * width + columns).flatten(1)[:, None].expand(-1, channels, -1)  # (N, C, H·W)

@@ -16,7 +16,7 @@ from model.data.pools import encode_padded, open_pool, pool_spec
 from model.system.device import free_bytes
 from model.system.seeds import derive
 
-_BUSY = 256  # images that an accelerator evaluates at once; in smaller batches it waits for launches
+_BUSY = 256  # images in an accelerator's evaluation batch; smaller batches are limited by kernel launches
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W); labels uint8 (n, L) padded with 0, on the CPU
 
@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor]  # images uint8 (n, C, H, W); labels uint8 (n, L) 
 class Data:
     """A trial's images. Raises FileNotFoundError if a pool in `folder` is missing or damaged.
 
-    `workers` processes render a stream's images; with 0 the training process does it itself.
+    `workers` processes render a stream's images; with 0, the training process renders them itself.
     """
 
     def __init__(self, config: TrialConfig, folder: Path, device: torch.device, workers: int = 0) -> None:
@@ -33,7 +33,10 @@ class Data:
         self.train = self.open("train") if config.data.source == "pool" else None
 
     def open(self, split: Split) -> Batch:
-        """On the device if the images take less than a quarter of what is free there, else in mapped host memory."""
+        """Opens the pool of a split.
+
+        The images are on the device if they take less than a quarter of its free memory, else in a memory-mapped file.
+        """
         spec = pool_spec(self.config, split)
         pool = open_pool(spec, self.folder)
         if pool is None:
@@ -44,15 +47,17 @@ class Data:
         return images, labels
 
     def train_batches(self, epoch: int) -> Iterator[Batch]:
-        """`steps_per_epoch` full batches; epochs count from 1. A pool's order and all augmentation are drawn from
-        (seed, epoch), so a resumed trial needs no generator's state."""
+        """Yields `steps_per_epoch` full batches; epochs count from 1.
+
+        A pool's order and all augmentation are drawn from (seed, epoch), so a resumed trial needs no generator state.
+        """
         training = self.config.training
-        generator = torch.Generator().manual_seed(derive(training.seed, epoch, 1))  # 0 is the network's dropout
+        generator = torch.Generator().manual_seed(derive(training.seed, epoch, 1))  # path (epoch, 0) seeds dropout
         for images, labels in self._plain_batches(epoch, generator):
             yield augment(images.to(self.device, non_blocking=True), training.augmentation, generator), labels
 
     def _plain_batches(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Images where they lie, on the device or on the host."""
+        """Batches without augmentation, on the device or the host, wherever the images are stored."""
         size = self.config.training.batch_size
         count = self.config.steps_per_epoch * size
         if self.train is None:
@@ -70,14 +75,17 @@ class Data:
             order = torch.randperm(len(pool_labels), generator=generator)[:count]
             there = order.to(pool_images.device)
             for rows, labels in zip(there.split(size), pool_labels[order].split(size), strict=True):
-                images = pool_images.index_select(0, rows)  # ten times as fast as indexing, on the CPU
-                # From pinned memory a batch travels while the device still trains on the last one. Types are compared:
-                # a tensor's device has an index, so `cuda:0` is not `cuda`.
+                images = pool_images.index_select(0, rows)  # on the CPU ten times as fast as indexing
+                # A batch in pinned memory is copied while the device still trains on the one before. The comparison
+                # is of types, because a tensor's device has an index and `cuda:0` does not equal `cuda`.
                 yield images if images.device.type == self.device.type else images.pin_memory(), labels
 
     def batches(self, images: Tensor, labels: Tensor, size: int | None = None) -> Iterator[Batch]:
-        """Of a split, in its order; by default as many at once as in training, whose memory is there already, but on an
-        accelerator no fewer than it needs to be busy."""
+        """Yields batches of a split, in order.
+
+        The default size is that of training, for which memory is already allocated, but on an accelerator at least
+        `_BUSY`, to keep it busy.
+        """
         if size is None:
             size = max(self.config.training.batch_size, 1 if self.device.type == "cpu" else _BUSY)
         for some_images, some_labels in zip(images.split(size), labels.split(size), strict=True):
@@ -85,7 +93,7 @@ class Data:
 
 
 class _Captchas(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """The training set without end: any index gives an image and its label."""
+    """An endless training set: every index gives an image, uint8 (C, H, W), and its label, uint8 (L,)."""
 
     def __init__(self, config: TrialConfig) -> None:
         self.captcha, self.seed = config.captcha, config.data.seed

@@ -1,4 +1,7 @@
-"""Draws captchas: (seed, split, index) → one image and its text, the same wherever and in whatever order."""
+"""Draws captchas.
+
+An image and its text depend on the config and (seed, split, index) only, not on where or in what order they are drawn.
+"""
 
 import random
 from functools import lru_cache
@@ -16,7 +19,7 @@ Split = Literal["train", "valid", "test"]
 
 
 class _SeededSecrets:
-    """Stands in for the `secrets` module, from which the library draws and which can't be seeded."""
+    """Replaces the `secrets` module, which gives the captcha library its random numbers and can't be seeded."""
 
     def __init__(self, generator: random.Random) -> None:
         self.randbelow = generator.randrange
@@ -25,8 +28,11 @@ class _SeededSecrets:
 
 
 def check_characters(characters: str) -> None:
-    """Raises ValueError, naming them, if some of the characters have no glyph in one of the library's fonts, which then
-    draws the same box for each, or if some are drawn alike: no network could tell those apart."""
+    """Raises ValueError if one of the library's fonts draws some of the characters alike or has no glyph for them.
+
+    A font draws the same box for all characters without a glyph. No network could tell such characters apart. The
+    message names them.
+    """
     for file in captcha.image.DEFAULT_FONTS:
         font = ImageFont.truetype(file, 64)
         missing = _ink(font, _UNASSIGNED)
@@ -49,12 +55,12 @@ def check_characters(characters: str) -> None:
             )
 
 
-_UNASSIGNED = "\uffff"  # never a character, so that fonts draw their sign for a missing glyph
+_UNASSIGNED = "\uffff"  # a noncharacter, for which fonts draw their missing-glyph sign
 _NO_INK = ((0, 0), b"")
 
 
 def _ink(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
-    """A character's picture cut to its ink, as the library cuts it out: size and pixels."""
+    """Size and pixels of a character's picture, cropped to its ink as the library does."""
     mask = Image.new("L", (256, 256))
     ImageDraw.Draw(mask).text((96, 96), character, font=font, fill=255)
     picture = mask.crop(mask.getbbox() or (0, 0, 0, 0))
@@ -68,7 +74,11 @@ def _painter(characters: str, width: int, height: int, font_sizes: tuple[int, ..
 
 
 def draw(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[Image.Image, str]:
-    """The image (width × height of the config) and its text. Not for two threads of one process at once."""
+    """Draws an image of the config's width × height and returns it with its text.
+
+    Not thread-safe, because it replaces the captcha library's `secrets` module while it draws. Raises ValueError for
+    characters that can't be drawn, see `check_characters`.
+    """
     generator = random.Random(f"{seed}/{split}/{index}")
     text = "".join(generator.choices(config.characters, k=generator.randint(*config.lengths)))
     scale = config.render_scale
@@ -84,7 +94,7 @@ def draw(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[Im
 
 
 def render(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[np.ndarray, str]:
-    """The image as uint8 (C, H, W) and its text."""
+    """Draws an image as uint8 (C, H, W) and returns it with its text."""
     image, text = draw(config, seed, split, index)
     return to_array(image), text
 

@@ -1,4 +1,4 @@
-"""Reads image files of any common format and turns each of Pillow's modes into the grey or RGB that networks read."""
+"""Reads image files of common formats and converts images of any Pillow mode to the grey or RGB that networks read."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from model.system.files import reason
 
-# Pillow reads more formats, but some by starting other programs (EPS).
+# Pillow reads more formats, but starts other programs for some of them (EPS).
 _FORMATS = {
     "PNG": [".png"],
     "JPEG": [".jpg", ".jpeg", ".jfif"],
@@ -21,18 +21,20 @@ _FORMATS = {
     "ICO": [".ico"],
 }
 SUFFIXES = {suffix for suffixes in _FORMATS.values() for suffix in suffixes}
-MAX_PIXELS = 50_000_000  # so that no image takes more than about a gigabyte of memory
+MAX_PIXELS = 50_000_000  # keeps the memory for one image below about a gigabyte
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """The first frame of an image file, upright, in mode L (1 channel) or RGB (3). Raises ValueError with a sentence
-    that names the file, which Pillow's own errors rarely do."""
+    """Reads the first frame of an image file, upright, in mode L (1 channel) or RGB (3).
+
+    Raises ValueError with a message that names the file, which Pillow's own errors rarely do.
+    """
     try:
-        if path.exists() and not path.is_file():  # from a FIFO or a device one may read for ever
+        if path.exists() and not path.is_file():  # reading from a FIFO or a device may never end
             raise ValueError("not a regular file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which would not name the file either
-            Image.init()  # else Pillow knows only the commonest formats
+            warnings.simplefilter("ignore")  # about odd metadata; Pillow's warnings don't name the file
+            Image.init()  # registers all formats, not just the commonest
             with Image.open(path, formats=list(_FORMATS)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -41,16 +43,16 @@ def read_image(path: Path, channels: int) -> Image.Image:
         problem = f"the image must have at most {MAX_PIXELS // 10**6} million pixels"
     except UnidentifiedImageError:
         problem = "not an image of a known format" if path.stat().st_size else "the file is empty"
-    except Exception as error:  # Pillow's decoders raise whatever they meet in damaged data
+    except Exception as error:  # on damaged data, Pillow's decoders raise errors of many types
         problem = reason(error)
     raise ValueError(f"{path}: {problem}")
 
 
 def to_color(image: Image.Image, channels: int) -> Image.Image:
-    """The image upright and in mode L (1 channel) or RGB (3).
+    """Converts an image to mode L (1 channel) or RGB (3), upright.
 
-    Transparency is laid on white, as paper is. Modes of more than 8 bits are scaled, see `_to_8_bits`. All others are
-    converted by Pillow: 1 bit, palettes, CMYK, YCbCr, HSV and LAB. A dithered picture is smoothed.
+    Transparent images are composited on white, the colour of paper. Modes of more than 8 bits are scaled, see
+    `_to_8_bits`. Pillow converts all others: 1 bit, palettes, CMYK, YCbCr, HSV and LAB. Dithered images are smoothed.
     """
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
@@ -58,24 +60,24 @@ def to_color(image: Image.Image, channels: int) -> Image.Image:
     elif image.has_transparency_data:
         image = _on_white(image)
     if image.mode != "L":
-        image = image.convert("RGB")  # also for 1 channel: Pillow converts LAB to nothing else
+        image = image.convert("RGB")  # also for 1 channel: Pillow can convert LAB to RGB only
     return _without_dither(image.convert("L" if channels == 1 else "RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF's orientation says."""
+    """Rotates and mirrors the image as its EXIF orientation says."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data say nothing of the pixels, which have been read
+    except Exception:  # damaged EXIF data; the pixels have been read by `load`
         return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Mode L of an image in 16 or 32 bit integers or floats.
+    """Converts an image of 16 or 32 bit integers or floats to mode L.
 
-    The file does not say which value is white. It is the least of 1, 255, 4,095 (12 bits) and 65,535 that no pixel
-    exceeds, else the brightest pixel. Black is 0, or minus white where there are negative values.
+    The file does not say which value is white. White is taken to be the least of 1, 255, 4,095 (12 bits) and 65,535
+    that no pixel exceeds, or else the brightest pixel. Black is 0, or minus white if there are negative values.
     """
     values = np.asarray(image).astype(np.float32)
     finite = values[np.isfinite(values)]
@@ -89,25 +91,28 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((scaled * 255).round().astype(np.uint8))
 
 
-_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # modes whose colours are multiplied by their alpha
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # modes with premultiplied alpha, and the same without
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     color = image.info.get("transparency")
-    if isinstance(color, tuple) and max(color) > 255:  # of 16 bits, of which Pillow has read 8 bits of each pixel
+    if isinstance(color, tuple) and max(color) > 255:  # 16 bits, but Pillow has read only 8 bits of each pixel
         image.info["transparency"] = tuple(value >> 8 for value in color)
     image = image.convert(_STRAIGHT.get(image.mode, image.mode)).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _without_dither(image: Image.Image) -> Image.Image:
-    """The image, smoothed if it has two colours only and many dots of a single pixel: such dots stand for a shade,
-    which a network that has learnt from shades can't read otherwise."""
+    """Smooths a dithered image: one with only two colours and many dots of a single pixel.
+
+    Such dots stand for a shade of grey. A network trained on images with shades can't read them unless smoothed.
+    """
     if image.getcolors(2) is None:
         return image
     dark = np.pad(np.asarray(image.convert("L")) < 128, 1, mode="edge")
     inner = dark[1:-1, 1:-1]
     neighbours = (dark[:-2, 1:-1], dark[2:, 1:-1], dark[1:-1, :-2], dark[1:-1, 2:])
     dots = np.all([inner != neighbour for neighbour in neighbours], axis=0)
-    # Of 200 captchas every one has more than 4 % when dithered and less than 1 % when cut at any threshold.
+    # Dots were more than 4 % of the pixels in each of 200 dithered captchas, and less than 1 % in the same captchas
+    # binarised at any threshold.
     return image.filter(ImageFilter.Kernel((3, 3), (1, 2, 1, 2, 6, 2, 1, 2, 1))) if dots.mean() > 0.02 else image

@@ -1,7 +1,8 @@
-"""Images rendered once into files that all trials map. Imports no torch: the processes that render start fast.
+"""Image pools: images rendered once into memory-mapped files that all trials share.
 
 A pool is one file: a 4,096-byte header (magic, checksums, JSON), then the images, uint8 (N, C, H, W),
-then the labels, uint8 (N, L), class indices padded with 0. Its name is a hash of all that determines it.
+then the labels, uint8 (N, L), class indices padded with 0. Its name holds a hash of all that determines its contents.
+This module doesn't import torch, so that the processes that render start fast.
 """
 
 import errno
@@ -37,13 +38,13 @@ Progress = Callable[[int, int], None]  # images done, images in all
 
 _MAGIC = b"captcha-pool-2\n"
 _HEADER_BYTES = 4096
-_CHECKSUM_BYTES = 8  # of the images and labels, in hexadecimal, at the header's end
-_CHUNK = 500  # images a worker renders at a time
+_CHECKSUM_BYTES = 8  # CRC-32 of images and labels in hexadecimal, at the header's end
+_CHUNK = 500  # images that a worker renders per task
 
 
 @dataclass(frozen=True)
 class Pool:
-    """images uint8 (N, C, H, W) and labels uint8 (N, L), mapped from a file; texts of any row by `alphabet`."""
+    """Memory-mapped images, uint8 (N, C, H, W), and labels, uint8 (N, L), which `Alphabet.decode` turns into texts."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -54,7 +55,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """All that determines a pool's bytes."""
+    """Everything that determines a pool's bytes."""
 
     captcha: CaptchaConfig
     seed: int
@@ -98,14 +99,17 @@ def pool_spec(config: TrialConfig, split: Split) -> PoolSpec:
 
 
 def pool_specs(config: TrialConfig, test: bool = False) -> dict[Split, PoolSpec]:
-    """The pools that a config's trials read; a stream renders its training images itself."""
+    """The pools that a config's trials read. A stream has none for training: its images are rendered when used."""
     splits: dict[Split, bool] = {"valid": True, "train": config.data.source == "pool", "test": test}
     return {split: pool_spec(config, split) for split, wanted in splits.items() if wanted}
 
 
 def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
-    """The pool, or None if the file is missing, cut short or not what its header should be; with `whole`, also if its
-    images or labels have changed, for which it reads them all. Raises OSError if no more files can be opened."""
+    """Opens a pool. Returns None if the file is missing, is truncated or has another header than `spec`.
+
+    With `whole`, verifies the checksum too, which reads the whole file, and returns None if it doesn't fit. Raises
+    OSError if this process or the machine has too many open files.
+    """
     path = folder / spec.name
     try:
         with path.open("rb") as file:
@@ -116,7 +120,7 @@ def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
                 return None
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # this process or machine can open no file, which says nothing of the pool
+            raise  # too many open files, which says nothing about the pool
         return None
     return _map(path, spec, "c")  # copy-on-write: shares the page cache, and torch wants writable memory
 
@@ -128,7 +132,7 @@ def _map(path: Path, spec: PoolSpec, mode: Any) -> Pool:
 
 
 def _checksum(file: BinaryIO) -> bytes:
-    """Of all that follows the header."""
+    """CRC-32 of all that follows the header, in hexadecimal."""
     file.seek(_HEADER_BYTES)
     checksum = 0
     while block := file.read(1 << 22):
@@ -139,15 +143,16 @@ def _checksum(file: BinaryIO) -> bytes:
 def ensure_pools(
     config: TrialConfig, folder: Path, workers: int, progress: Progress | None = None, test: bool = False
 ) -> bool:
-    """Renders the pools that are missing, with `workers` processes, and says whether any was. Raises OSError.
+    """Renders missing or damaged pools with `workers` processes and returns whether it rendered any. Raises OSError.
 
-    A folder that has all pools is only read, so it may belong to somebody else. Two sweeps that start at once render
-    once: the second waits for the lock and finds the files.
+    A folder that has all pools is only read, so it may belong to another user. If two sweeps start at the same time,
+    the second waits for the lock and then finds the files of the first.
     """
-    # In a script without `if __name__ == "__main__"` each new process would come here again, and wait for the lock.
+    # Raises RuntimeError in a worker process of a script without `if __name__ == "__main__"`: there the script runs
+    # again, and would wait for the lock here.
     spawn._check_not_importing_main()  # type: ignore[attr-defined]
     rendered = False
-    # Somebody may delete the folder meanwhile: it is made again, but not for ever.
+    # If the folder is deleted meanwhile, create it again, at most twice.
     for attempts_left in (2, 1, 0):
         missing = missing_pools(config, folder, test, whole=True)
         if not missing:
@@ -166,15 +171,15 @@ def ensure_pools(
 
 
 def missing_pools(config: TrialConfig, folder: Path, test: bool = False, whole: bool = False) -> list[PoolSpec]:
-    """The pools that a config's trials read and that can't be opened; `whole` as for `open_pool`."""
+    """The pools that a config's trials read but that can't be opened; for `whole` see `open_pool`."""
     return [spec for spec in pool_specs(config, test).values() if open_pool(spec, folder, whole) is None]
 
 
 def _render_lock(folder: Path) -> AbstractContextManager[object]:
-    """Held while images are rendered into the folder.
+    """Takes the lock that a process holds while it renders images into the folder.
 
-    Another user's lock may be out of reach: in a folder with the sticky bit, as /tmp, or made by an earlier version.
-    Then this user takes one of their own, and at worst both render the same images.
+    Another user's lock file may not be writable: in a folder with the sticky bit, such as /tmp, or if an earlier
+    version made it. This user then takes a lock of their own, and at worst both users render the same images.
     """
     lock = FileLock(folder / "render.lock", mode=_shared_mode(folder))
     try:
@@ -186,12 +191,12 @@ def _render_lock(folder: Path) -> AbstractContextManager[object]:
 
 
 def _shared_mode(folder: Path) -> int:
-    """Permissions of a new file: those who may write into the folder may use what others have put there."""
+    """Permissions of a new file, taken from the folder: who may write into the folder may use others' files in it."""
     return stat.S_IMODE(folder.stat().st_mode) & 0o666
 
 
 def _give_to_group(path: Path, folder: Path) -> None:
-    with suppress(OSError):  # somebody else's file, or a group that this user is not in
+    with suppress(OSError):  # another user's file, or a group that this user is not in
         os.chown(path, -1, folder.stat().st_gid)
 
 
@@ -202,9 +207,10 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
         if left_by_killed.lstat().st_uid == os.geteuid():
             left_by_killed.unlink()
     needed, free = sum(spec.file_bytes for spec in specs), shutil.disk_usage(folder).free
-    if needed > free:  # the reservation would fill the disk before it fails, and everybody else's programs with it
+    if needed > free:  # checked first: a failing reservation fills the disk for all other programs
         raise OSError(errno.ENOSPC, f"the images need {needed:,} bytes, of which {free:,} are free", str(folder))
-    # New names: a killed process may have left others that still write, and nobody can put a link there in advance.
+    # Random names: workers of a killed process may still write to its files, and nobody can put a symlink at a name
+    # that can't be guessed.
     temporary = {spec: folder / f".{spec.name}.{secrets.token_hex(8)}" for spec in specs}
     chunks = [
         (path, spec, start, min(start + _CHUNK, spec.count))
@@ -212,9 +218,10 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
         for start in range(0, spec.count, _CHUNK)
     ]
     others = multiprocessing.active_children()
-    # Spawned, not forked: the caller may hold threads.
+    # Spawned, because the caller may have threads, with which forking is not safe.
     executor = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), prepare_process)
-    # All before the first is watched: when one is killed, CPython stumbles over its own start of the next.
+    # Starts all workers before the executor's manager thread: CPython fails if that thread notices a killed worker
+    # while another is being started.
     executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
         for spec, path in temporary.items():
@@ -237,11 +244,11 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
             path.chmod(_shared_mode(folder) & ~stat.S_IWOTH)
             try:
                 path.replace(folder / spec.name)
-            except PermissionError:  # another user has put it there, and the folder has the sticky bit
+            except PermissionError:  # in a folder with the sticky bit, the file is another user's
                 if open_pool(spec, folder, whole=True) is None:
                     raise
     except BrokenProcessPool:
-        # One was killed. If that was while the next was starting, CPython 3.11 would wait for the next for ever.
+        # A worker was killed. If another was starting at that moment, CPython 3.11 would wait for it for ever.
         for process in multiprocessing.active_children():
             if process not in others:
                 process.kill()
@@ -252,7 +259,8 @@ def _render_pools(specs: list[PoolSpec], folder: Path, workers: int, progress: P
             path.unlink(missing_ok=True)
 
 
-# Without the reservation, a disk that fills up would kill what writes into the mapped file. macOS has no such call.
+# Reserves a file's disk space in advance: writing into a mapped file kills the process (SIGBUS) when the disk is full.
+# macOS has no posix_fallocate.
 _reserve: Callable[[int, int], None] = (
     (lambda file, size: os.posix_fallocate(file, 0, size)) if hasattr(os, "posix_fallocate") else os.truncate
 )
@@ -260,8 +268,10 @@ _reserve: Callable[[int, int], None] = (
 
 @contextmanager
 def another_main_module() -> Iterator[None]:
-    """Has processes that are spawned meanwhile import this module as their main module, not the caller's script. For a
-    command that scripts may call: one without `if __name__ == "__main__"` would start over in each process."""
+    """Makes processes spawned in this context import this module as their main module instead of the caller's script.
+
+    For commands that scripts may call: a script without `if __name__ == "__main__"` would run again in each process.
+    """
     main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
     try:
         yield
@@ -270,7 +280,7 @@ def another_main_module() -> Iterator[None]:
 
 
 def prepare_process() -> None:
-    """Of a process that renders: Ctrl-C is the caller's to handle; a caller that is killed takes it with it."""
+    """Prepares a worker process: it ignores Ctrl-C, which the caller handles, and exits when the caller dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     caller = multiprocessing.parent_process()
     assert caller is not None
@@ -292,6 +302,6 @@ def _render_chunk(path: Path, spec: PoolSpec, start: int, stop: int) -> int:
 
 
 def encode_padded(alphabet: Alphabet, text: str, length: int) -> np.ndarray:
-    """The text as one row of labels: uint8 (length,), padded with 0."""
+    """Encodes a text as one row of labels: uint8 (length,), padded with 0."""
     indices = alphabet.encode(text)
     return np.array(indices + [0] * (length - len(indices)), np.uint8)

@@ -1,4 +1,4 @@
-"""The network. N images, C channels, H × W pixels, T time steps, E outputs of the encoder, K classes (0: blank)."""
+"""The CRNN. N images, C channels, H × W pixels, T time steps, E outputs of the encoder, K classes (0: blank)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,10 @@ from model.data.alphabet import Alphabet
 
 
 class CRNN(nn.Module):
-    """uint8 or 0…1 float images (N, C, H, W) → logits (T, N, K), float32 unless autocast."""
+    """Convolutional recurrent neural network: convolutions, a sequence encoder and a linear classifier per time step.
+
+    Maps images (N, C, H, W), uint8 or float in 0…1, to logits (T, N, K), float32 unless autocast.
+    """
 
     def __init__(self, config: TrialConfig) -> None:
         super().__init__()
@@ -21,7 +24,7 @@ class CRNN(nn.Module):
             for layer in range(1, layers + 1):
                 self.cnn.add_module(f"conv{block}{layer}", nn.Conv2d(channels, width, kernel, padding=kernel // 2))
                 self.cnn.add_module(f"bn{block}{layer}", nn.BatchNorm2d(width))
-                if layer == layers:  # before the ReLU, which gives the same numbers with less work
+                if layer == layers:  # before the ReLU: the same numbers with less work
                     self.cnn.add_module(f"pool{block}", nn.MaxPool2d(pool))
                 self.cnn.add_module(f"relu{block}{layer}", nn.ReLU(inplace=True))
                 channels = width
@@ -35,19 +38,23 @@ class CRNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         if self.standardize:
-            x = F.layer_norm(x, x.shape[1:])  # each image to mean 0, deviation 1
+            x = F.layer_norm(x, x.shape[1:])  # each image to mean 0, standard deviation 1
         x = self.cnn(x)  # (N, C', H', T)
         x = x.flatten(1, 2).permute(2, 0, 1)  # (T, N, C'·H')
         x = self.encoder(x)  # (T, N, E)
-        if isinstance(x, tuple):  # a recurrent module's output and its last state
+        if isinstance(x, tuple):  # recurrent modules return (output, last state)
             x = x[0]
         logits: Tensor = self.fc(x)  # (T, N, K)
         return logits
 
 
 def _leave_plateau_soon(module: nn.Module) -> None:
-    """Kaiming convolutions (He et al. 2015), orthogonal recurrent and Xavier input weights, and an LSTM's forget gate
-    that starts open (bias 1; Jozefowicz et al. 2015, section 2.2). Attention keeps torch's Xavier weights."""
+    """Initialises a module's weights so that training soon leaves CTC's plateau, where all outputs are blanks.
+
+    Convolutions are Kaiming (He et al. 2015), recurrent weights orthogonal, input weights and linear layers Xavier.
+    An LSTM's forget gate starts open (bias 1; Jozefowicz et al. 2015, section 2.2). Attention keeps torch's Xavier
+    weights.
+    """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

@@ -1,5 +1,7 @@
-"""CTC loss, greedy decoding and scores. Labels (N, L) hold class indices, padded with 0, the blank. They stay on the
-CPU: cuDNN's loss takes them from there, and asking the device for their lengths would make the host wait at every step.
+"""CTC loss, greedy decoding and scores.
+
+Labels (N, L) hold class indices, padded with 0, the blank. They stay on the CPU: cuDNN's CTC loss takes them from
+there, and reading their lengths from the device would make the host wait at every step.
 
 Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
 """
@@ -15,11 +17,12 @@ from model.data.alphabet import BLANK
 
 
 def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The negative log-likelihood (N,) of each label, in float32 whatever the logits' (T, N, K) type."""
+    """The negative log-likelihood (N,) of each label given logits (T, N, K) of any type, computed in float32."""
     steps, images, _ = logits.shape
     return F.ctc_loss(
         logits.float().log_softmax(2),
-        # As int32 in one row on the CPU, or torch takes its own CUDA loss, which waits for the device.
+        # Concatenated, int32 and on the CPU, as cuDNN needs them; else torch uses its own CUDA loss, which waits for
+        # the device.
         labels[labels != BLANK].int(),
         input_lengths=torch.full((images,), steps, dtype=torch.long),
         target_lengths=label_lengths(labels),
@@ -29,8 +32,10 @@ def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def recordable_ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same as `ctc_losses`, for labels on the logits' device: their lengths are data, so a CUDA graph that records
-    this loss may be replayed with other labels."""
+    """Like `ctc_losses`, but for labels on the logits' device, so that a CUDA graph can record it.
+
+    The label lengths are read on the device, so the graph may be replayed with labels of other lengths.
+    """
     losses: Tensor = _losses_and_gradients(logits.float(), labels)[0]
     return losses
 
@@ -39,10 +44,10 @@ def recordable_ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def _losses_and_gradients(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Losses (N,) and their gradients with respect to the logits (T, N, K)."""
     if logits.device.type != "cpu":
-        from model.network.ctc_kernel import launch  # Triton comes with torch's GPU builds alone
+        from model.network.ctc_kernel import launch  # Triton comes only with torch's GPU builds
 
         return launch(logits, labels)
-    # An operator has no autograd inside, so these are the two halves of torch's own loss.
+    # Autograd records nothing inside a custom operator, so this calls the forward and backward of torch's loss itself.
     steps, images, _ = logits.shape
     log_probabilities = logits.log_softmax(2)
     lengths = [steps] * images, label_lengths(labels).tolist()
@@ -71,7 +76,7 @@ _losses_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gr
 
 
 def ctc_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over images of the loss per character, as torch's own `reduction="mean"`."""
+    """The mean over images of the loss per character, like torch's `reduction="mean"`."""
     return mean_per_character(ctc_losses(logits, labels), labels)
 
 
@@ -85,33 +90,36 @@ def label_lengths(labels: Tensor) -> Tensor:
 
 
 def best_path(logits: Tensor) -> Tensor:
-    """The likeliest class at each time step: uint8 (N, T)."""
+    """The most likely class at each time step, uint8 (N, T), of logits (T, N, K)."""
     return logits.argmax(2).T.to(torch.uint8)
 
 
 def collapse(path: Tensor) -> Tensor:
-    """What a path (N, T) reads: without its repeats, then without blanks, padded with 0 to (N, T)."""
+    """Applies CTC's collapse rule to paths (N, T): merges repeats, then drops blanks. Pads with 0 to (N, T)."""
     repeats = torch.zeros_like(path, dtype=torch.bool)
     repeats[:, 1:] = path[:, 1:] == path[:, :-1]
     kept = (path != BLANK) & ~repeats
-    # What is not kept is written to one column too many, which is then cut off.
+    # Entries to drop are scattered into an extra last column, which is then cut off.
     position = torch.where(kept, kept.cumsum(1) - 1, path.shape[1])
     return path.new_zeros(path.shape[0], path.shape[1] + 1).scatter_(1, position, path)[:, :-1]
 
 
 def greedy_decode(logits: Tensor) -> Tensor:
-    """What the best path of each image reads: uint8 (N, T), padded with 0."""
+    """The collapsed best path of each image: uint8 (N, T), padded with 0."""
     return collapse(best_path(logits))
 
 
 def exact_matches(decoded: Tensor, labels: Tensor) -> Tensor:
-    """Whether the whole text is right: bool (N,)."""
+    """Whether each decoded text equals its label: bool (N,)."""
     length = labels.shape[1]
     return (decoded[:, :length] == labels).all(1) & (decoded[:, length:] == BLANK).all(1)
 
 
 def character_error_rate(decoded: Tensor, labels: Tensor) -> float:
-    """Edit distance over true characters; an image counts at most all its characters, so it stays in 0…1."""
+    """Edit distance divided by the number of true characters.
+
+    An image counts at most as many errors as its label has characters, so that the rate stays in 0…1.
+    """
     wrong = ~exact_matches(decoded, labels)
     errors = 0
     for read, true in zip(decoded[wrong].tolist(), labels[wrong].tolist(), strict=True):

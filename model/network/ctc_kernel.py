@@ -1,10 +1,11 @@
-"""CTC loss and its gradient in one Triton kernel, whose label lengths are data: a CUDA graph can record it.
+"""CTC loss and its gradient as one Triton kernel that a CUDA graph can record.
 
-torch's own CUDA losses read the labels' lengths on the host, so a graph would go on with the first batch's lengths.
+The kernel reads label lengths on the device. torch's own CUDA losses read them on the host, so a recorded graph would
+keep using the lengths of the batch that it was recorded with.
 
 One program handles one image: alpha forwards, beta backwards and the gradient with respect to the logits, as in Graves
 et al. 2006, "Connectionist Temporal Classification", equations 5 to 16, in log space. Sums are taken in a fixed order,
-so the gradient is deterministic, which cuDNN's and torch's are not.
+so the gradient is deterministic, unlike cuDNN's and torch's.
 """
 
 import torch
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_IMPOSSIBLE = tl.constexpr(-1e30)  # the logarithm of 0; minus infinity would turn into NaN when subtracted from itself
+_IMPOSSIBLE = tl.constexpr(-1e30)  # log(0); minus infinity would give NaN when subtracted from itself
 
 
 @triton.jit
@@ -34,8 +35,8 @@ def _ctc(
     N,
     K,
     L,
-    STATES: tl.constexpr,  # a power of 2 from 2·L + 1 on: blank, character, blank, … blank
-    CLASSES: tl.constexpr,  # classes that are read at a time
+    STATES: tl.constexpr,  # a power of 2, at least 2·L + 1: blank, character, blank, … blank
+    CLASSES: tl.constexpr,  # number of classes read at a time
 ):
     n = tl.program_id(0)
     state = tl.arange(0, STATES)
@@ -45,14 +46,13 @@ def _ctc(
     before = tl.load(labels + n * L + position - 1, mask=real & (position > 0), other=0).to(tl.int32)
     length = tl.sum((label != 0).to(tl.int32), 0)
     valid = state < 2 * length + 1
-    skips = (label != 0) & (
-        label != before
-    )  # may be entered from two states before: past a blank between two characters
+    # A character's state can also be entered from two states before, past the blank, unless both characters are equal.
+    skips = (label != 0) & (label != before)
     one_before, two_before = tl.maximum(state - 1, 0), tl.maximum(state - 2, 0)
     one_after, two_after = tl.minimum(state + 1, STATES - 1), tl.minimum(state + 2, STATES - 1)
     skipped = (tl.gather(skips.to(tl.int32), two_after, 0) != 0) & (state + 2 < STATES)
     classes = tl.arange(0, CLASSES)
-    row = logits + n * K  # of image n; a time step is N · K further
+    row = logits + n * K  # image n at the first time step; the next step is N · K further
 
     alpha = tl.where(state == 0, 0.0, _IMPOSSIBLE).to(logits.dtype.element_ty)  # before the first step
     for t in range(T):
@@ -73,7 +73,7 @@ def _ctc(
         alpha = tl.where(valid, tl.maximum(arrived + emitted, _IMPOSSIBLE), _IMPOSSIBLE)
         tl.store(alphas + (n * T + t) * STATES + state, alpha)
 
-    ends = valid & (state >= 2 * length - 1)  # the last character and the last blank; the blank alone of an empty label
+    ends = valid & (state >= 2 * length - 1)  # last character or last blank; only the blank if the label is empty
     last = tl.where(ends, alpha, _IMPOSSIBLE)
     most = tl.max(last, 0)
     likelihood = most + tl.log(tl.sum(tl.where(ends, tl.exp(last - most), 0.0), 0))
@@ -81,12 +81,12 @@ def _ctc(
     tl.store(losses + n, loss)
 
     tl.debug_barrier()
-    beta = tl.where(ends, 0.0, _IMPOSSIBLE).to(logits.dtype.element_ty)  # of what follows step t
+    beta = tl.where(ends, 0.0, _IMPOSSIBLE).to(logits.dtype.element_ty)  # log-probability of the steps after t
     for back in range(T):
         t = T - 1 - back
         total = tl.load(totals + n * T + t)
         alpha = tl.load(alphas + (n * T + t) * STATES + state)
-        share = tl.where(valid, tl.exp(alpha + beta - likelihood), 0.0)  # of all paths that pass this state at t
+        share = tl.where(valid, tl.exp(alpha + beta - likelihood), 0.0)  # share of paths that pass this state at t
         for first in range(0, K, CLASSES):
             there = first + classes < K
             values = tl.load(row + t * N * K + first + classes, mask=there, other=_IMPOSSIBLE)
@@ -102,7 +102,7 @@ def _ctc(
 
 
 def launch(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (T, N, K) and labels (N, L) on one device → the losses (N,) and their gradients (T, N, K)."""
+    """Runs the kernel on logits (T, N, K) and labels (N, L) of one device: losses (N,) and gradients (T, N, K)."""
     steps, images, classes = logits.shape
     length = labels.shape[1]
     states = triton.next_power_of_2(2 * length + 1)

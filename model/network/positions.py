@@ -1,4 +1,4 @@
-"""Positions of a sequence's items for attention, which knows no order by itself."""
+"""Positional encodings, from which attention learns the order of a sequence's items."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds sines and cosines of the position to (T, N, size); Vaswani et al. 2017, section 3.5. Works for any T."""
+    """Adds sinusoidal positional encodings to (T, N, size), for any T. Vaswani et al. 2017, section 3.5."""
 
     def forward(self, x: Tensor) -> Tensor:
         length, _, size = x.shape

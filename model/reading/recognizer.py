@@ -1,4 +1,4 @@
-"""Reads image files with a trained network."""
+"""Reads the texts in image files with a trained network."""
 
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from model.network.crnn import CRNN
 from model.system.files import reason
 from model.training import checkpoints
 
-Failed = Callable[[str], None]  # takes a sentence that names a file and what is wrong with it
+Failed = Callable[[str], None]  # called with a sentence that names a file and what is wrong with it
 
 
 class Recognizer:
@@ -31,11 +31,11 @@ class Recognizer:
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> Self:
-        """Raises OSError or ValueError."""
+        """Loads a best.pt. Raises OSError, and ValueError if the file is not a valid checkpoint."""
         return cls(*checkpoints.load_network(path))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An image in any of Pillow's modes → uint8 (C, H, W), in the size and colours of the training images."""
+        """Converts an image of any Pillow mode to uint8 (C, H, W) in the size and colours of the training images."""
         return self._resized(to_color(image, self.config.captcha.channels))
 
     def _resized(self, image: Image.Image) -> Tensor:
@@ -46,14 +46,15 @@ class Recognizer:
 
     @property
     def batch_size(self) -> int:
-        """How many images to read at once: 64, or fewer where their largest feature map takes more than 256 MB."""
+        """Images to read at once: 64, or fewer if their largest feature map would take more than 256 MB."""
         return max(1, min(64, 2**28 // checkpoints.feature_map_bytes(self.config)))
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[tuple[str, float]]:
-        """uint8 (N, C, H, W) → the text of each and the probability that CTC gives to this text, 0…1.
+        """Returns text and confidence (0…1) of each image; images are uint8 (N, C, H, W).
 
-        For an empty text the confidence is 0: an image without a text is none that the network was trained on.
+        The confidence is the probability that CTC gives to the text. It is 0 for an empty text, because the network was
+        not trained on images without text.
         """
         logits = self.network(images)  # (T, N, K)
         decoded = ctc.greedy_decode(logits)  # (N, T)
@@ -62,8 +63,11 @@ class Recognizer:
         return list(zip(texts, confidence.tolist(), strict=True))
 
     def read_files(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, str, float]]:
-        """Each image's file, text and confidence, in order. Files that can't be read are left out, and `failed` is
-        called with a sentence for each. At most `batch_size` images are in memory at once."""
+        """Yields file, text and confidence of each image, in order.
+
+        Skips files that can't be read and calls `failed` with a sentence for each. At most `batch_size` images are in
+        memory at once.
+        """
         images = self._images(files, failed)
         while batch := list(islice(images, self.batch_size)):
             readings = self.read(torch.stack([image for _, image in batch]))
@@ -81,7 +85,10 @@ class Recognizer:
 
 
 def image_files(paths: Iterable[Path], failed: Failed) -> Iterator[Path]:
-    """Files as they are given; of a folder the images in it, sorted by name, without its subfolders."""
+    """Yields files as they are given, and for a folder the images in it, sorted by name, without subfolders.
+
+    Calls `failed` with a sentence for each path that can't be read and each folder without images.
+    """
     for path in paths:
         try:
             if not stat.S_ISDIR(path.stat().st_mode):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: after a crash, a file has its old or its new content, never a part."""
 
 import os
 import re
@@ -8,17 +8,17 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where leftovers of killed writers stay
+except ImportError:  # on Windows, where leftovers of killed writers stay
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a temporary file, syncs and renames it: after a crash there is the old file or the new one.
+    """Writes a file atomically: writes a temporary file, syncs it to the disk and renames it. Raises OSError.
 
-    The temporary name is drawn anew for each write and must not exist, so two writers never share a file, and a link
-    that somebody has put there is never followed. Raises OSError.
+    The temporary name is random and must not exist. So two writers never share a file, and a symlink that somebody has
+    placed there is not followed.
     """
     remove_leftovers(path.parent, also=f".{path.name}.tmp")  # the name that version 0.1.0 used
     try:
@@ -26,7 +26,7 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
     except FileNotFoundError:
         if not path.parent.is_dir():
             raise
-        _write(path, *parts)  # another process took the temporary file for a leftover before it was locked
+        _write(path, *parts)  # another process removed the file as a leftover before it was locked
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
@@ -45,10 +45,10 @@ def _write(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def remove_leftovers(folder: Path, also: str = "") -> None:
-    """Removes the temporary files of killed writers: those that no process has locked."""
+    """Removes temporary files of killed writers, i.e. those that no process has locked, and `also` if not locked."""
     for path in folder.glob(".*.tmp"):
         if path.name == also or _TEMPORARY.fullmatch(path.name):
-            with suppress(OSError):  # another process was faster, or it is no file
+            with suppress(OSError):  # already removed by another process, or not a file
                 descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
                 try:
                     if _try_to_lock(descriptor):
@@ -58,14 +58,14 @@ def remove_leftovers(folder: Path, also: str = "") -> None:
 
 
 def _try_to_lock(descriptor: int) -> bool:
-    """Whether the file is now this process's. A lock goes with the process that holds it, however that ends."""
+    """Tries to lock the file and returns whether it did. The system releases the lock when the process ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (OSError, AttributeError):  # another holds it, or this file system or operating system has no such locks
+    except (OSError, AttributeError):  # locked by another process, or the file system or operating system has no locks
         return False
     return True
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line and without the file that it may name."""
+    """An error's message in one line, without the file name of an OSError."""
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a process does with memory that is free again."""
+"""Settings of two memory managers: glibc's malloc and Python's garbage collector."""
 
 import ctypes
 import gc
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of mallopt(3)
 
 
 def keep_freed_blocks() -> None:
-    """On Linux with glibc, else nothing.
+    """Makes glibc keep freed memory for reuse instead of returning it to the kernel. Does nothing without glibc.
 
-    By default it gives blocks back as soon as they are free, and the next step faults them in again page by page: a
-    sixth of a small network's time on a CPU. From here on this process stays as large as it once was.
+    By default, glibc unmaps large blocks and trims the heap when memory is freed, and the next training step faults it
+    in again page by page: a sixth of a small network's time on a CPU. The price is that the process never shrinks.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -24,8 +24,11 @@ def keep_freed_blocks() -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """For large imports: Python would search all that torch or Ray has made so far for garbage again and again, a fifth
-    of the time, and find none."""
+    """Pauses Python's cyclic garbage collector, for large imports such as torch and Ray.
+
+    While they create objects, the collector would scan all of them again and again, which takes a fifth of the time,
+    and would find no garbage.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Keeps a program running when its standard output or error is closed, full, or lacks a character."""
+"""Keeps a program running if its stdout or stderr is closed, is full or can't encode a character."""
 
 import codecs
 import io
@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-# ValueError: the stream is closed or cannot encode a character. AttributeError: what another program put in its place
-# is not quite a stream.
+# ValueError: the stream is closed or can't encode a character. AttributeError: another program has replaced it with an
+# object that lacks some methods of a stream.
 _UNABLE = (OSError, ValueError, AttributeError)
 
 
 @contextmanager
 def forgiving_streams() -> Iterator[None]:
-    """Decorates a command: what cannot be written to `sys.stdout` or `sys.stderr` is dropped, and characters that their
-    encoding lacks become `?`, because what a program computes must not depend on who is reading its output."""
+    """Makes `sys.stdout` and `sys.stderr` drop what can't be written and print `?` for characters they can't encode.
+
+    Decorates a command, because what a program computes must not depend on who reads its output.
+    """
     _open_missing_descriptors()
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     forgiving = {name: _Forgiving(stream) for name, stream in before.items()}
@@ -38,7 +40,7 @@ class _Forgiving(io.TextIOBase):
         self._errors = self.errors
         self._set_errors("crnn-sweep.replace")
 
-    # Of a property, mypy can't see that it overrides the base class's attribute.
+    # mypy does not accept that a property overrides an attribute of the base class.
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return getattr(self._stream, "encoding", None) or "utf-8"
@@ -69,7 +71,10 @@ class _Forgiving(io.TextIOBase):
             self._stream.flush()
 
     def finish(self) -> None:
-        """Empties the stream's buffer: Python would try again when it exits, fail, and exit with code 120."""
+        """Flushes the stream, and redirects it to /dev/null if that fails.
+
+        Otherwise Python would try to flush it again at exit, fail, and exit with code 120.
+        """
         self._set_errors(self._errors)
         try:
             self._stream.flush()
@@ -86,19 +91,22 @@ class _Forgiving(io.TextIOBase):
 
 
 def _open_missing_descriptors() -> None:
-    """Opens /dev/null as each of descriptors 0 to 2 that is closed: the next file to be opened would get that number,
-    and libraries written in C, which print to 1 and 2, would write into it."""
+    """Opens /dev/null as each of the file descriptors 0 to 2 that is closed.
+
+    Otherwise the next file to be opened would get that number, and C libraries, which print to 1 and 2, would write
+    into it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encodes one character: bytes of a file name that is no text as they are, anything else as `?`."""
+    """Encodes a character that the encoding lacks: an undecodable byte of a file name as that byte, others as `?`."""
     assert isinstance(error, UnicodeEncodeError)
-    escaped = ord(error.object[error.start]) - 0xDC00  # as in PEP 383
+    escaped = ord(error.object[error.start]) - 0xDC00  # PEP 383 (surrogateescape)
     return bytes([escaped]) if 0x80 <= escaped <= 0xFF else "?", error.start + 1
 
 

@@ -1,7 +1,7 @@
-"""Faster training steps on a GPU: recorded as CUDA graphs, or compiled.
+"""Faster training steps on a GPU, with CUDA graphs or torch.compile.
 
-A small network's step is hundreds of kernels that each take less time than their launch. A CUDA graph launches them all
-at once; the compiler (torch.compile) fuses them, which also spares memory traffic in large batches.
+A training step of a small network is hundreds of kernels that each take less time than their launch. A CUDA graph
+launches them all at once; torch.compile fuses them, which also saves memory traffic with large batches.
 """
 
 import logging
@@ -21,8 +21,8 @@ from model.training.precision import autocast
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # images, labels → losses (N,) and best paths (N, T)
 
-WARM_UPS = 3  # runs before a recording, in which libraries choose their kernels and the optimiser makes its state
-COMPILED_STEPS = 30_000  # a trial of so many steps repays the compiler's 20 seconds many times over
+WARM_UPS = 3  # steps before a recording: libraries choose their kernels, and the optimiser creates its state
+COMPILED_STEPS = 30_000  # a trial this long repays the compiler's 20 seconds many times over
 
 _logger = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ class Acceleration:
 
 
 def resolve(training: TrainingConfig, steps: int, device: torch.device) -> Acceleration:
-    """Settles `cuda_graph` and `compile` for a trial of so many steps on this device.
+    """Resolves the options `cuda_graph` and `compile` for a trial of `steps` steps on this device.
 
-    A network that is compiled is not recorded on its own: torch's recording expects a plain module.
+    A compiled network is not recorded on its own, because torch.cuda.make_graphed_callables expects a plain module.
     """
     compiled = steps >= COMPILED_STEPS and device.type == "cuda" if training.compile == "auto" else training.compile
     if device.type != "cuda" or training.cuda_graph is False:
@@ -52,25 +52,26 @@ def resolve(training: TrainingConfig, steps: int, device: torch.device) -> Accel
 
 
 def record_network(network: nn.Module, images: Tensor, numeric: str) -> None:
-    """Records the forward and the backward pass in training mode as one CUDA graph each.
+    """Records the network's forward and backward pass in training mode as one CUDA graph each.
 
-    From here on, in training mode, the network takes only batches of this shape and type, and its logits (T, N, K) are
-    overwritten by the next batch's; in evaluation mode it runs as before.
+    From then on, in training mode, the network accepts only batches of the shape and type of `images`, and each batch
+    overwrites the logits (T, N, K) of the one before. In evaluation mode it runs as before.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
     network.train()
     _expect_other_streams()
     with autocast(images.device, numeric, cache=False):
         torch.cuda.make_graphed_callables(network, (images,))
-    for buffer, before in zip(network.buffers(), buffers, strict=True):  # the warm-up counts in batch-norm's statistics
+    for buffer, before in zip(network.buffers(), buffers, strict=True):  # the warm-up changed batch-norm's statistics
         buffer.copy_(before)
 
 
 class RecordedStep:
-    """A whole training step that is recorded with its first batch and replayed with each batch after it.
+    """A whole training step, recorded as a CUDA graph with the first batch and replayed for every batch.
 
-    Batches must all have the first one's shapes. What changes from step to step must lie in tensors that stay where
-    they are: the images, the labels, the weights, the optimiser's state, and the learning rate (see `set_rate`).
+    All batches must have the first one's shapes. A graph has fixed addresses, so all that changes from step to step
+    must be in tensors that are updated in place: images, labels, weights, optimiser state and learning rate (see
+    `set_rate`).
     """
 
     def __init__(self, step: Step, network: nn.Module, optimizer: Optimizer) -> None:
@@ -89,7 +90,7 @@ class RecordedStep:
     def _recorded(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
         self._images, self._labels = images.clone(), labels.to(images.device, copy=True)
         for group in self._optimizer.param_groups:
-            # With a dimension, or torch reads it as a number where it lies on the CPU, and the recording keeps that.
+            # Shape (1,): torch reads a tensor without dimensions on the CPU as a number, which a recording would keep.
             group["lr"] = torch.tensor([float(group["lr"])], device=images.device)
             if "capturable" in group:
                 group["capturable"] = True
@@ -102,19 +103,21 @@ class RecordedStep:
                 self._step(self._images, self._labels)
         main.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Only this thread is watched: a DataLoader's thread may allocate pinned memory meanwhile.
+        # CUDA calls of other threads must not fail the capture: a DataLoader's thread may allocate pinned memory.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._results = self._step(self._images, self._labels)
         self._restore(before)
         return graph
 
     def _snapshot(self) -> dict[int, Tensor]:
-        """Copies of all that a step changes, by the tensor's identity."""
+        """Copies of all tensors that a step changes, by the tensor's `id`."""
         return {id(tensor): tensor.detach().clone() for tensor in self._changed()}
 
     def _restore(self, before: dict[int, Tensor]) -> None:
-        """In place, for the graph writes to these tensors. State that the warm-up made begins at 0, as the optimiser's
-        own does."""
+        """Undoes the warm-up, in place because the graph writes to these tensors.
+
+        Optimiser state that the warm-up created becomes 0, its initial value.
+        """
         with torch.no_grad():
             for tensor in self._changed():
                 tensor.copy_(before.get(id(tensor), torch.zeros_like(tensor)))
@@ -125,7 +128,7 @@ class RecordedStep:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Sets the learning rate, in place where a recorded step reads it from a tensor."""
+    """Sets the learning rate, in place if it is a tensor, from which a recorded step reads it."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -136,10 +139,10 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 def compiled(
     network: nn.Module, images: Tensor, numeric: str, cache: Path
 ) -> tuple[Callable[[Tensor], Tensor], str | None]:
-    """The network's training pass, compiled; or the network itself, with a sentence, if the compiler fails.
+    """Compiles the network's training pass. If the compiler fails, returns the network and a sentence that says so.
 
-    Compiles now, with one forward and backward pass over these images, and leaves the network as it was. `cache` keeps
-    what was compiled: of several trials that begin together one compiles, and the others wait and find it.
+    Compilation happens at once, by a forward and a backward pass over `images`, and leaves the network unchanged. The
+    folder `cache` keeps the result: of trials that start together one compiles, and the others wait and reuse it.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     cache.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,7 @@ def compiled(
             logits.float().sum().backward()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the compiler's many parts raise whatever they meet
+    except Exception as error:  # the compiler raises errors of many types
         _logger.warning("torch.compile failed", exc_info=error)
         line = " ".join(str(error).split())[:200]
         return network, f"torch.compile failed, so the trial runs without it: {type(error).__name__}: {line}"
@@ -169,6 +172,8 @@ def _devices(images: Tensor) -> list[torch.device]:
 
 
 def _expect_other_streams() -> None:
-    """Silences torch's warning about gradients that are accumulated on another stream than they were made on: that is
-    what a recording does, and its streams wait for each other."""
+    """Silences torch's warning about gradients that are accumulated on another stream than they were computed on.
+
+    A recording does so on purpose, and its streams wait for each other.
+    """
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)

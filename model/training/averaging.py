@@ -1,7 +1,7 @@
-"""An exponential moving average of a network's weights: how good it would be if its rate were lowered now.
+"""Exponential moving average (EMA) of a network's weights.
 
-While the learning rate is high, validation scores of the weights themselves say as much of the last few steps as of the
-trial; those of the average foretell the end.
+While the learning rate is high, the EMA's validation loss predicts a trial's final result better than the raw weights'
+loss does, which depends as much on the last few steps as on the trial (measured in sweep/search/early_stopping.py).
 """
 
 from collections.abc import Mapping
@@ -17,15 +17,16 @@ from model.training import precision
 from model.training.evaluation import evaluate
 from model.training.scores import Scores
 
-_STATISTICS = 512  # training images from which batch-norm learns its statistics anew
-_SAMPLES = 200  # of a trial's weights, evenly spread: averaging all costs a small network a hundredth of its time
+_STATISTICS = 512  # training images from which the EMA's batch-norm statistics are computed
+_SAMPLES = 200  # EMA updates per trial, evenly spaced: one at each step costs a small network a hundredth of its time
 
 
 class AveragedWeights:
-    """Over about the last tenth of `steps`; near the start, where that would be the initial weights, over less (decay
-    (1 + t) / (10 + t) after t samples, as TensorFlow's ExponentialMovingAverage has it).
+    """EMA of a network's weights over about the last tenth of `steps`.
 
-    torch's AveragedModel would read its counter from the device at each step, and take eight times as long.
+    Early in training, where that would include the initial weights, the decay is smaller: (1 + t) / (10 + t) after t
+    updates, as in TensorFlow's ExponentialMovingAverage. torch's AveragedModel takes eight times as long, because it
+    reads its counter from the device at each step.
     """
 
     def __init__(self, network: nn.Module, steps: int) -> None:
@@ -36,7 +37,7 @@ class AveragedWeights:
         self._current = [parameter.detach() for parameter in network.parameters()]
 
     def update(self) -> None:
-        """After each step."""
+        """Counts a training step and updates the average if it is due. Call it after each step."""
         samples, since = divmod(self._updates, self._every)
         self._updates += 1
         if since == 0:
@@ -44,7 +45,7 @@ class AveragedWeights:
             get_ema_multi_avg_fn(decay)(self._averaged, self._current, samples)
 
     def scores(self, data: Data, epoch: int, numeric: str) -> Scores:
-        """On the validation set."""
+        """Scores of the averaged weights on the validation set, with batch-norm statistics from training images."""
         batches = -(-_STATISTICS // data.config.training.batch_size)
         with precision.autocast(data.device, numeric):
             update_bn((images for images, _ in islice(data.train_batches(epoch), batches)), self._average)

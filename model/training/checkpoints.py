@@ -1,4 +1,4 @@
-"""Saving whole or not at all, and loading what strangers send without running it."""
+"""Saves checkpoints atomically, and loads those from untrusted sources without running code in them."""
 
 import io
 import re
@@ -19,13 +19,13 @@ from model.config.format import FORMAT
 from model.network.crnn import CRNN
 from model.system.files import replace_file
 
-_TRAILER = b"\ncrc32c %08x\n"  # behind the zip archive, where torch does not look; it checks no checksum of its own
-_MAX_FEATURE_MAP = 2**31  # bytes, of one image
+_TRAILER = b"\ncrc32c %08x\n"  # after the zip archive, where torch ignores it; torch itself verifies no checksum
+_MAX_FEATURE_MAP = 2**31  # bytes, for one image
 _MAX_CONFIG_PARTS = 10_000
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Synced to the disk, whole or not at all, with the number of the format. Raises OSError."""
+    """Saves a checkpoint atomically, synced to the disk, with the number of its format. Raises OSError."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     data = buffer.getbuffer()
@@ -33,11 +33,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """To the CPU, tensors and plain values only. Raises OSError, and ValueError for what is no whole checkpoint.
+    """Loads a checkpoint of tensors and plain values to the CPU. Raises OSError, and ValueError if it is invalid.
 
-    Whatever is in the file, this takes about as much memory as the file has bytes.
+    Whatever the file contains, this takes about as much memory as the file has bytes.
     """
-    if path.exists() and not path.is_file():  # from a FIFO or a device one may read for ever
+    if path.exists() and not path.is_file():  # reading from a FIFO or a device may never end
         raise ValueError(f"{path}: not a regular file")
     with path.open("rb") as file:
         problem = "this is no checkpoint, or a damaged one"
@@ -48,11 +48,11 @@ def load(path: Path) -> dict[str, Any]:
                 raise ValueError
             file.seek(0)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd kinds of tensors, which are refused below
+                warnings.simplefilter("ignore")  # about odd kinds of tensors, which `_is_plain` refuses later
                 state = torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # zipfile and torch raise whatever they meet
+        except Exception as error:  # zipfile and torch raise errors of many types
             raise ValueError(f"{path}: {problem}") from error
     if not isinstance(state, dict) or "network" not in state:
         raise ValueError(f"{path}: this is no checkpoint of a recogniser")
@@ -63,7 +63,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _from_format_1(state: dict[str, Any]) -> dict[str, Any]:
-    """With the encoder's weights under their present names; the config's keys are renamed when it is read."""
+    """Renames the encoder's weights to their current names. Reading the config renames its keys."""
     weights = state["network"]
     if isinstance(weights, Mapping) and all(isinstance(name, str) for name in weights):
         weights = {re.sub(r"^lstm\.", "encoder.", name): weight for name, weight in weights.items()}
@@ -71,7 +71,7 @@ def _from_format_1(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_archive(file: BinaryIO) -> None:
-    """Raises ValueError for a zip archive that unpacks to more than its size: torch compresses nothing."""
+    """Raises ValueError for a zip archive that unpacks to more than its size. torch.save does not compress."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
@@ -80,7 +80,7 @@ def _check_archive(file: BinaryIO) -> None:
 
 
 def _checksum_fits(file: BinaryIO) -> bool:
-    """Also true of a file without a checksum, as `torch.save` writes it."""
+    """Verifies the CRC-32C in the trailer. A file without a trailer, as `torch.save` writes it, is accepted too."""
     body = max(0, file.seek(0, io.SEEK_END) - len(_TRAILER % 0))
     file.seek(body)
     trailer = file.read()
@@ -94,9 +94,9 @@ def _checksum_fits(file: BinaryIO) -> bool:
 
 
 def load_network(path: Path) -> tuple[TrialConfig, CRNN]:
-    """The config and the trained network of a best.pt. Raises OSError and ValueError.
+    """Loads the config and the trained network of a best.pt. Raises OSError and ValueError.
 
-    What the config asks for is compared with the weights in the file before any memory is taken for it.
+    The network that the config describes is compared with the weights in the file before memory is allocated for it.
     """
     state = load(path)
     try:
@@ -109,7 +109,7 @@ def load_network(path: Path) -> tuple[TrialConfig, CRNN]:
 
 
 def feature_map_bytes(config: TrialConfig) -> int:
-    """The largest feature map that the network makes of one image."""
+    """Size of the largest feature map that the network computes for one image, in bytes (float32)."""
     height, width, largest = config.captcha.height, config.captcha.width, 0
     for channels, _, _, (pool_height, pool_width) in config.network.blocks:
         largest = max(largest, 4 * channels * height * width)
@@ -118,14 +118,14 @@ def feature_map_bytes(config: TrialConfig) -> int:
 
 
 def _config(tree: Any) -> TrialConfig:
-    """Raises ValueError with a sentence about the first thing that is wrong."""
+    """Validates a checkpoint's config. Raises ValueError with a sentence about the first error."""
     if not isinstance(tree, Mapping):
         raise ValueError("there is no config in it")
     _check_size(tree)
     try:
         return TrialConfig.model_validate(tree)
     except ValidationError as error:
-        # Without the input, which may be as long as the file, and the address of pydantic's page.
+        # Without the input, which may be as long as the file, and without the link to pydantic's documentation.
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))
         problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should be", "must be", 1)
@@ -133,8 +133,11 @@ def _config(tree: Any) -> TrialConfig:
 
 
 def _check_size(tree: Any) -> None:
-    """Raises ValueError for more parts than any config has. A pickle may name a list often, in a list that it names
-    often again: such a tree has no end for a reader, though the file is small."""
+    """Raises ValueError if a config has more parts than any real one.
+
+    A pickle may refer to the same list many times from a list that itself is referred to many times, and so on. The
+    file is small, but the tree is too large to be read to its end.
+    """
     parts, count = [tree], 0
     while parts:
         part = parts.pop()
@@ -146,10 +149,10 @@ def _check_size(tree: Any) -> None:
 
 
 def _network(config: TrialConfig, weights: Any, file_bytes: int) -> CRNN:
-    """Raises ValueError if the weights are not those of the config's network."""
+    """Creates the config's network with these weights. Raises ValueError if they don't belong to it."""
     if not isinstance(weights, Mapping) or not all(map(_is_plain, weights.values())):
         raise ValueError("the network in it is no table of tensors")
-    # A pickle may describe a large tensor as few numbers that are repeated.
+    # A pickle may describe a large tensor as a few numbers that are repeated (stride 0).
     if sum(weight.numel() * weight.element_size() for weight in weights.values()) > file_bytes:
         raise ValueError("its weights are larger than the file")
     layers = sum(layers for _, layers, _, _ in config.network.blocks) + config.network.encoder.depth
@@ -158,7 +161,7 @@ def _network(config: TrialConfig, weights: Any, file_bytes: int) -> CRNN:
     if feature_map_bytes(config) > _MAX_FEATURE_MAP:
         raise ValueError(f"its network would take more than {_MAX_FEATURE_MAP >> 30} GB of memory for each image")
     try:
-        with torch.device("meta"):  # shapes alone, without memory
+        with torch.device("meta"):  # shapes only, without memory
             network = CRNN(config)
     except (RuntimeError, OverflowError, TypeError):
         raise ValueError("the network of its config is larger than torch can make") from None

@@ -1,4 +1,4 @@
-"""Scores of a network over a set of images, and the images it reads worst."""
+"""Evaluates a network on a set of images: its scores, and the images that it reads worst."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from model.training.scores import Scores, scores_of
 
 @dataclass(frozen=True)
 class Readings:
-    """What a network read in some images, on the CPU: the CTC loss of each whole text (N,), readings and labels (N, ·).
+    """What a network read in N images, on the CPU: CTC losses of whole texts (N,), decoded texts and labels (N, ·).
 
-    Each image weighs the same, however they were batched.
+    Each image has the same weight, whatever the sizes of the batches.
     """
 
     losses: Tensor
@@ -38,8 +38,10 @@ class Readings:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of a set, on the CPU, by descending loss: rows (n,) in the set, labels and readings (n, ·), and each
-    image's own CTC loss (n,)."""
+    """Images of a set by descending CTC loss, on the CPU.
+
+    `rows` (n,) are their indices in the set; `labels` and `decoded` texts are (n, ·), `losses` of whole texts (n,).
+    """
 
     rows: Tensor
     labels: Tensor
@@ -50,7 +52,7 @@ class Samples:
         return Samples(self.rows[:count], self.labels[:count], self.decoded[:count], self.losses[:count])
 
     def in_order(self) -> "Samples":
-        """Of a whole set: row by row."""
+        """The samples by ascending row. Of samples of a whole set, number i is image i."""
         order = self.rows.argsort()
         return Samples(self.rows[order], self.labels[order], self.decoded[order], self.losses[order])
 
@@ -62,7 +64,7 @@ def by_loss(readings: Readings) -> Samples:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[Scores, Samples]:
-    """All images, with their scores. Leaves the network in evaluation mode."""
+    """Reads all images and returns scores and samples. Leaves the network in evaluation mode."""
     network.eval()
     losses, paths, truths = [], [], []
     for images, labels in batches:

@@ -1,4 +1,4 @@
-"""Training one trial: config in, scores out, an epoch at a time."""
+"""The training loop of one trial, a generator that yields the scores of each epoch."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +22,16 @@ from model.training.optimizers import make_optimizer
 from model.training.running_scores import Log, RunningScores
 from model.training.scores import Scores
 
-LOG_POINTS = 200  # per tag and trial: more only make TensorBoard slow
+LOG_POINTS = 200  # per tag and trial; more only make TensorBoard slow
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known when an epoch ends. `state` holds all that `train(resume_from=)` needs to go on after it, as
-    references: copy or save it before the next epoch begins."""
+    """The results of an epoch.
+
+    `state` is all that `train(resume_from=)` needs to continue after this epoch. It refers to the live tensors: copy or
+    save it before the next epoch begins.
+    """
 
     number: int
     train: Scores
@@ -40,11 +43,14 @@ class Epoch:
     train_worst_images: Tensor
     valid_samples: Samples
     state: dict[str, Any]
-    note: str | None  # what the trial had to do without
+    note: str | None  # says that torch.compile failed, so that the trial runs without it
 
 
 def make_network(config: TrialConfig, device: torch.device) -> CRNN:
-    """Weights drawn from the config's training seed. Channels-last: convolutions run about twice as fast in it."""
+    """Creates the network with weights drawn from the config's training seed.
+
+    It is in channels-last memory format, in which convolutions run about twice as fast.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         network = CRNN(config)
@@ -53,7 +59,10 @@ def make_network(config: TrialConfig, device: torch.device) -> CRNN:
 
 
 def make_step(config: TrialConfig, network: nn.Module, optimizer: Optimizer, data: Data) -> tuple[Step, str | None]:
-    """The training step on the data's device, recorded or compiled as the config says; and what it does without."""
+    """Creates the training step on the data's device, recorded as a CUDA graph or compiled as the config says.
+
+    The second value is a sentence if the compiler failed and the step runs without it, else None.
+    """
     device, training = data.device, config.training
     numeric = precision.resolve(training.precision, device)
     chosen = acceleration.resolve(training, config.steps_per_epoch * training.epochs, device)
@@ -90,8 +99,10 @@ def train(
     resume_from: Mapping[str, Any] | None = None,
     average: AveragedWeights | None = None,
 ) -> Iterator[Epoch]:
-    """Trains in place and yields after each epoch, and keeps the average up to date. Steps count from 1 when logged.
-    Raises Diverged."""
+    """Trains the network in place and yields after each epoch. Updates `average` at each step.
+
+    Logged steps count from 1. Raises Diverged if the loss becomes NaN or infinite.
+    """
     optimizer = make_optimizer(network.parameters(), config.optimizer)
     steps_per_epoch, epochs = config.steps_per_epoch, config.training.epochs
     steps = steps_per_epoch * epochs
@@ -107,7 +118,7 @@ def train(
     take_step, note = make_step(config, network, optimizer, data)
 
     for number in range(first, epochs + 1):
-        # Dropout draws from torch's global generator: seeded for each epoch, it needs no saving.
+        # Dropout draws from torch's global generator. Seeded for each epoch, its state need not be saved.
         torch.manual_seed(derive(config.training.seed, number, 0))
         network.train()
         running = RunningScores(log)
@@ -153,7 +164,10 @@ def train(
 
 
 def is_logged(step: int, steps_per_epoch: int, epochs: int) -> bool:
-    """Points are spread evenly, at most LOG_POINTS of them, and never average over the end of an epoch."""
+    """Whether a window of steps ends at `step` and is logged.
+
+    There are at most LOG_POINTS windows, evenly spread, and none extends over the end of an epoch.
+    """
     epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
     if epochs > LOG_POINTS:
         return step_in_epoch + 1 == steps_per_epoch and (epoch + 1) % math.ceil(epochs / LOG_POINTS) == 0

@@ -1,4 +1,4 @@
-"""Name → constructor."""
+"""The optimisers by name."""
 
 from collections.abc import Callable, Iterable
 
@@ -25,6 +25,6 @@ OPTIMIZERS: dict[str, Callable[[Parameters, OptimizerConfig], Optimizer]] = {
 }
 
 
-@collector_paused()  # the first one has torch import its compiler
+@collector_paused()  # creating the first optimiser makes torch import its compiler
 def make_optimizer(parameters: Parameters, config: OptimizerConfig) -> Optimizer:
     return OPTIMIZERS[config.name](parameters, config)

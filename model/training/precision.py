@@ -1,4 +1,4 @@
-"""Which floating-point type a device trains in."""
+"""The floating-point type in which a trial trains."""
 
 import torch
 
@@ -6,7 +6,7 @@ from model.system.device import native_bfloat16
 
 
 def resolve(precision: str, device: torch.device) -> str:
-    """`auto` → `bfloat16` where the device computes it natively, else `float32`."""
+    """Resolves `auto` to `bfloat16` if the device computes it natively, else to `float32`."""
     if precision != "auto":
         return precision
     return "bfloat16" if native_bfloat16(device) else "float32"

@@ -1,4 +1,4 @@
-"""Scores of an epoch's training batches, logged as means over windows of steps."""
+"""Training scores of an epoch, logged as means over windows of steps."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,23 +18,27 @@ class Diverged(Exception):
 
 
 class RunningScores:
-    """Collects the losses, best paths and labels of an epoch's batches.
+    """Collects losses, best paths and labels of an epoch's batches and logs their scores.
 
-    An accelerator runs behind the host. So the figures of a window are on their way to the host while the next window
-    is trained on, and the host waits for the device at the end of an epoch only. On a CPU they are there at once.
+    An accelerator runs asynchronously, behind the host. A window's results are therefore copied to the host while the
+    next window is trained, and the host waits for the device only at the end of an epoch. On a CPU they are logged at
+    once.
     """
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []  # losses (N,), best paths (N, T), labels (N, L)
-        self._logged = 0  # batches in windows that have ended
+        self._logged = 0  # number of batches in windows that have ended
         self._pending: tuple[int, float, _Fetched] | None = None
 
     def add(self, losses: Tensor, paths: Tensor, labels: Tensor) -> None:
         self._batches.append((losses, paths, labels))
 
     def end_window(self, step: int, rate: float) -> None:
-        """Logs the batches since the last window under `step`. Raises Diverged."""
+        """Ends a window of batches at `step`. Logs its scores now on a CPU, with the next call on an accelerator.
+
+        Raises Diverged.
+        """
         self.flush()
         self._pending = step, rate, _Fetched(self._batches[self._logged :])
         self._logged = len(self._batches)
@@ -42,7 +46,7 @@ class RunningScores:
             self.flush()
 
     def flush(self) -> None:
-        """Logs the last window, if that has not been done yet. Raises Diverged."""
+        """Logs the last window that has ended, unless it is logged already. Raises Diverged."""
         if self._pending is None:
             return
         (step, rate, fetched), self._pending = self._pending, None
@@ -52,7 +56,7 @@ class RunningScores:
             raise Diverged(f"the loss was {scores.loss} by step {step}")
 
     def end_epoch(self, number: int) -> tuple[Scores, Samples]:
-        """Scores of the epoch with this number, and the last batch's samples. Raises Diverged."""
+        """Returns the scores of the epoch with this number and the last batch's samples. Raises Diverged."""
         self.flush()
         scores = scores_of(_Fetched(self._batches).wait())
         if not math.isfinite(scores.loss):
@@ -61,7 +65,7 @@ class RunningScores:
 
 
 class _Fetched:
-    """Losses, best paths and labels of some batches on their way to the host."""
+    """Losses, best paths and labels of some batches, copied to the host asynchronously."""
 
     def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         losses, paths, self._labels = (torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -1,8 +1,8 @@
-"""The scores by which a network is judged: one table.
+"""The table of scores by which a network is judged. To add a score, add a line to `SCORES`.
 
-A line here is a curve `epoch/<name>` in TensorBoard, a value that `search.metric` and early stopping can compare, and,
-unless it is hidden, a column of leaderboard.csv, HParams, the terminal's leaderboard and the report. Imports no torch,
-so that a config can name a score without it.
+Each score is a curve `epoch/<name>` in TensorBoard, a value that `search.metric` and early stopping can compare, and,
+unless hidden, a column of leaderboard.csv, HParams, the terminal's leaderboard and the report. This module doesn't
+import torch, so that a config can name a score without it.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """`of` computes the score from the readings of a set of images. A `share` lies between 0 and 1 and is shown in per
-    cent. `by_window`: cheap enough for the training curves by step, `train/<name>`. `hidden`: a curve, but no column.
+    """How a score is computed, compared and shown.
+
+    `of` computes it from the readings of a set of images. A `share` is between 0 and 1 and shown in per cent.
+    `by_window` scores are cheap enough for the training curves by step, `train/<name>`. `hidden` ones have a curve but
+    no column.
     """
 
     title: str
@@ -27,7 +30,7 @@ class Score:
     hidden: bool = False
 
     def cost(self, value: float) -> float:
-        """The value to minimise."""
+        """The score as a value to minimise."""
         return value if self.lower_is_better else -value
 
 
@@ -40,16 +43,16 @@ SCORES: dict[str, Score] = {
 
 
 def columns() -> dict[str, Score]:
-    """The scores that have a column of their own."""
+    """The scores that have a column, i.e. are not hidden."""
     return {name: score for name, score in SCORES.items() if not score.hidden}
 
 
 class Scores(dict[str, float]):
-    """Values by the names of SCORES: means over images."""
+    """A network's scores, by the names of `SCORES`: means over images."""
 
     @property
     def loss(self) -> float:
-        """CTC loss per character."""
+        """Mean CTC loss per character."""
         return self["loss"]
 
     @property
@@ -58,7 +61,7 @@ class Scores(dict[str, float]):
         return self["error_rate"]
 
     def tagged(self, prefix: str) -> Mapping[str, float]:
-        """By TensorBoard's tags, `<prefix>/<name>`."""
+        """The scores by TensorBoard tag, `<prefix>/<name>`."""
         return {f"{prefix}/{name}": value for name, value in self.items()}
 
 
