@@ -312,12 +312,12 @@ class Benchmark:
     def _run_sweep(self, config: TrialConfig, trials: int) -> tuple[float, Path]:
         """Its wall clock and its folder."""
         search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
-        (self.folder / "config.yaml").write_text(self.config.yaml)
+        (self.folder / "config.yaml").write_text(self.config.yaml, "utf-8")
         tree = load(self.folder / "config.yaml", {**search, "confirm": None}).model_dump()
         tree.update(config.model_dump())
         # Its cache is another, where `auto` finds no recommendation.
         tree["resources"] = {"cpus": self.allotment.cpus, "gpus": self.allotment.gpus}
-        (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml)
+        (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml, "utf-8")
         name = f"sweep-{time.monotonic_ns()}"
         places = ["--output-dir", str(self.folder), "--cache-dir", str(self.folder / "pools"), "--name", name]
         command = [sys.executable, "-m", "sweep.run", "--config", str(self.folder / "sweep.yaml"), "--quiet", *places]
@@ -333,7 +333,7 @@ class Benchmark:
         config = sized(self.config.trial(), images_each, 5, self.config.data.valid_images)
         done = PLAIN_TRIALS * 5 * images_each
         ours, _ = self._run_sweep(config, PLAIN_TRIALS)
-        (self.folder / "plain.json").write_text(config.model_dump_json())
+        (self.folder / "plain.json").write_text(config.model_dump_json(), "utf-8")
         arguments = [str(self.folder / "plain.json"), str(PLAIN_TRIALS), str(self.allotment.gpus), str(self.folder)]
         begin = time.monotonic()
         subprocess.run([sys.executable, "-m", "sweep.benchmark.baseline", *arguments], capture_output=True, check=True)

@@ -30,7 +30,8 @@ from model.data.batches import Data
 from model.data.captchas import Split
 from model.data.pools import open_pool, pool_specs
 from model.training import checkpoints, precision
-from model.training.evaluation import Samples, Scores, evaluate
+from model.training.evaluation import Samples, evaluate
+from model.training.scores import Scores
 from sweep.config import Asha, load, read_trial
 from sweep.search.early_stopping import decides
 from sweep.tensorboard.trial_pictures import picture_epochs
