@@ -48,7 +48,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def command() -> int:
-    """Entry point of the process: runs `main`, then ends without Ray's own clean-up at interpreter exit."""
+    """Entry point of the process: runs `main`, then exits without waiting for Ray's own clean-up."""
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep is over: another Ctrl-C must not change the exit code
     if "ray" in sys.modules:

@@ -33,7 +33,7 @@ STEP_SECONDS = EPOCH_SECONDS / 4  # longer steps are measured with smaller batch
 RENDERING_SECONDS = 0.3
 ROUNDS = 4
 TRIALS, TRIAL_SECONDS = 8, 30.0  # of the small sweep
-EPOCHS, EPOCH_IMAGES = 3, 4_000  # of the small sweep's trials: least epochs, and most images to render
+EPOCHS, EPOCH_IMAGES = 3, 4_000  # of the small sweep's trials: minimum of epochs, maximum of images
 # On a GPU all variants are measured, and the fastest is recommended.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"training.cuda_graph": False, "training.compile": False},

@@ -89,8 +89,8 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def passed_to_tune() -> Iterator[None]:
-    """Lets Ray Tune install its own handlers of SIGINT and SIGUSR1 during the block: they save its state and return
-    from `fit()`."""
+    """Lets Ray Tune install its own handlers of SIGINT and SIGUSR1 during the block, which save Tune's state and make
+    `fit()` return."""
     # Tune would also handle a SIGINT that is ignored, unless this variable forbids it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = str(int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
     with _handlers_restored():

@@ -29,7 +29,7 @@ ray_compat.set_environment()
 
 import ray  # noqa: E402, which reads the environment that was set
 
-_PATIENCE = 10.0  # seconds that Ray has to end
+_PATIENCE = 10.0  # seconds that Ray gets to shut down
 _SESSION = re.compile("[0-9a-f]{8}")
 _LONGEST_FOLDER = 107 - 64  # a Unix socket's path has at most 107 characters, of which Ray's part below takes 64
 
@@ -193,8 +193,8 @@ class RayCluster:
                 self._interrupt_caller(lost)
 
     def _interrupt_caller(self, lost: str) -> None:
-        """Sends SIGUSR2, whose handler raises RayLost, up to three times: Python drops exceptions that are raised in
-        finalisers and weak references' callbacks. Calls `give_up` if the main thread does not react."""
+        """Sends SIGUSR2, whose handler raises RayLost, up to three times: code may drop the exception, as Python does
+        in finalisers. Calls `give_up` if the main thread does not react."""
         self._mute()
         for _ in range(3):
             if self._in_main_thread:

@@ -1,5 +1,4 @@
-"""Environment variables and patches for Ray, each needed in Ray 2.60; tests/test_ray_compat.py tells when one no longer
-is.
+"""Environment variables and patches for Ray 2.60. tests/test_ray_compat.py tells which are no longer needed.
 
 Ray reads its environment variables when it is imported, so `set_environment` must be called before.
 """

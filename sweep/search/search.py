@@ -503,7 +503,7 @@ CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "
 
 
 def changes(before: SweepConfig, after: SweepConfig) -> list[str]:
-    """The paths of the settings that differ, at most two keys deep, such as `data.seed`."""
+    """The paths of the settings that differ, two keys deep, as `data.seed`."""
     trees = [
         {
             f"{section}.{key}" if key else section: value

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _PORT = 6006  # TensorBoard's own default
-_PATIENCE = 2.0  # seconds that the server has to end
+_PATIENCE = 2.0  # seconds that the server gets to shut down
 
 
 class TensorBoard:
