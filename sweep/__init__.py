@@ -1,1 +1,1 @@
-"""Many trials of the recogniser, side by side."""
+"""Searches hyperparameters of the recogniser with many trials in parallel, and compares them."""

@@ -1,4 +1,4 @@
-"""`python -m sweep.bench`: how near each part of a sweep comes to what this machine can do; a table and bench.json."""
+"""Measures how close each part of a sweep comes to the limits of this machine; prints a table, writes bench.json."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.output.absolute().parent.is_dir():
             raise ConfigError([f"--output: must lie in a folder that is there, got {str(options.output)!r}"])
         console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
-        # Not for the processes that render: they import this file again, and torch takes them seconds.
+        # Imported here: the processes that render import this file again, and torch would cost each of them seconds.
         from sweep.benchmark.measure import Benchmark
 
         with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:

@@ -1,4 +1,4 @@
-"""`python -m sweep.report runs/NAME` writes report.html of a sweep that ended, was cut or still runs.
+"""`python -m sweep.report runs/NAME` writes the report.html of a sweep that has ended, was interrupted or still runs.
 
 `python -m sweep.report A B` writes a page that compares two sweeps.
 """
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:
-        # Somebody else's folder may hold anything: what these files are is told, not where it was noticed.
+        # The folder may hold anything, so any error may come: the user gets its cause in a sentence, not a traceback.
         outside = faults.surroundings(error)
         print(f"no report could be made: {outside or faults.one_line(error)}", file=sys.stderr)
         return faults.INTERNAL if outside is None else 2
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verdict(argument: str, root: Path) -> Verdict:
-    """Raises ConfigError."""
+    """The verdict on the sweep in a folder, which is opened read-only. Raises ConfigError."""
     layout.require(argument, root)
     missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
     if missing:

@@ -1,4 +1,4 @@
-"""`python -m sweep.run`: searches learning rate and schedule, and compares all trials."""
+"""Command line of a sweep, `python -m sweep.run`: searches hyperparameters and compares all trials in TensorBoard."""
 
 import argparse
 import os
@@ -14,8 +14,8 @@ from sweep.execution import start
 
 @forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 finished; 1 finished, but a trial failed; 2 bad input, nothing started; 130 interrupted; 70 an
-    error of this program."""
+    """Runs a sweep and returns its exit code: 0 finished; 1 finished, but a trial failed; 2 bad input, nothing was
+    started; 130 interrupted; 70 an error of this program."""
     options = _options(arguments)
     if sys.platform == "win32":
         print("crnn-sweep does not run on Windows; it runs on Linux, also in WSL", file=sys.stderr)
@@ -48,12 +48,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def command() -> int:
-    """Runs `main` as the whole process does: its exit code is settled, and Ray is left to the system."""
+    """Entry point of the process: runs `main`, then exits without waiting for Ray's own clean-up."""
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: one more Ctrl-C must not change the exit code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep is over: another Ctrl-C must not change the exit code
     if "ray" in sys.modules:
-        os._exit(code)  # Ray would take a second to tidy up what the system takes back anyway
-    return code  # --local: a profiler or debugger around this process gets its end
+        os._exit(code)  # skips Ray's atexit handlers: a second to free what the kernel frees anyway
+    return code  # --local: profilers and debuggers need a normal interpreter exit
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The notebook's way of training and Ray Tune's defaults around it: what `sweep.bench` compares with.
+"""Baseline of `sweep.bench`: training as in a notebook, and Ray Tune with its defaults around it.
 
-Written as one would write it without this project: every image rendered anew for every trial in DataLoader workers,
-contiguous float32, a loss read and texts decoded in Python after every batch; each epoch is followed by a validation.
+Written as one would write it without this project. DataLoader workers render every image anew for every trial; images
+are contiguous float32; after every batch the loss is read from the device and texts are decoded in Python; a validation
+follows each epoch.
 """
 
 import sys
@@ -22,7 +23,7 @@ from model.system.device import pick
 
 
 class FreshCaptchas(Dataset[tuple[Tensor, Tensor, int, int]]):
-    """`count` images: float32 (C, H, W), their label, T and the label's length."""
+    """`count` freshly rendered images: float32 (C, H, W), label (L,) padded with 0, T and the label's length."""
 
     def __init__(self, config: TrialConfig, count: int) -> None:
         self.config, self.count = config, count
@@ -49,7 +50,7 @@ def make_optimizer(config: TrialConfig, network: nn.Module) -> Optimizer:
 def epoch(
     config: TrialConfig, network: nn.Module, count: int, device: torch.device, optimizer: Optimizer | None = None
 ) -> tuple[float, float]:
-    """Mean loss and accuracy over `count` fresh images; with an optimizer it trains on them, without it validates."""
+    """Trains on `count` fresh images, or only validates without an `optimizer`. Returns mean loss and accuracy."""
     training = optimizer is not None
     network.train(training)
     loader = DataLoader(FreshCaptchas(config, count), config.training.batch_size, num_workers=1)
@@ -95,7 +96,7 @@ def _trial(values: dict[str, Any], config: TrialConfig, gpu: bool) -> None:
 
 
 def sweep(config: TrialConfig, trials: int, gpus: float, storage: Path) -> None:
-    """Ray Tune with nothing but its defaults: one CPU for each trial, a random search, no early stopping."""
+    """Runs Ray Tune with its defaults: one CPU per trial, random search, no early stopping."""
     from ray import tune
 
     trainable = tune.with_resources(tune.with_parameters(_trial, config=config, gpu=gpus > 0), {"cpu": 1, "gpu": gpus})

@@ -1,7 +1,7 @@
-"""How near each part of a sweep comes to what this machine can do.
+"""Measures the parts of a sweep and compares them with the limits of this machine.
 
-All ratios come from one run in which the compared things take turns, so that a machine that is slow for a while is slow
-for both; each is the median over the rounds.
+What is compared in a ratio is measured in turns within one run, so that a machine that is slow for a while slows down
+both. Each ratio is the median over the rounds.
 """
 
 import csv
@@ -28,13 +28,13 @@ from sweep.machine.resources import Allotment, Machine, allot, recommend, this_m
 from sweep.search.search import trial_count
 from sweep.tensorboard.writers import lifetime
 
-EPOCH_SECONDS = 1.0  # an epoch here; a real one may take hours
-STEP_SECONDS = EPOCH_SECONDS / 4  # a step that takes longer is measured in smaller batches: this must end in minutes
+EPOCH_SECONDS = 1.0  # of a measured epoch; a real one may take hours
+STEP_SECONDS = EPOCH_SECONDS / 4  # longer steps are measured with smaller batches, to end within minutes
 RENDERING_SECONDS = 0.3
 ROUNDS = 4
 TRIALS, TRIAL_SECONDS = 8, 30.0  # of the small sweep
-EPOCHS, EPOCH_IMAGES = 3, 4_000  # of its trials: at least so many epochs, at most so many images to render for them
-# On a GPU all of these are measured, and the fastest is recommended.
+EPOCHS, EPOCH_IMAGES = 3, 4_000  # of the small sweep's trials: minimum of epochs, maximum of images
+# On a GPU all variants are measured, and the fastest is recommended.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"training.cuda_graph": False, "training.compile": False},
     "recorded network": {"training.cuda_graph": "network", "training.compile": False},
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compiled network, recorded step": {"training.cuda_graph": "step", "training.compile": True},
 }
 PLAIN_TRIALS, PLAIN_IMAGES = 8, 16_000
-_ENOUGH = 0.7  # so that an epoch that was a little faster than thought is not followed by another
+_ENOUGH = 0.7  # share of EPOCH_SECONDS to measure: a slightly faster epoch must not be followed by a second one
 
 FIGURES = (
     "device",
@@ -63,8 +63,8 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Round:
-    """Images per second of what is compared, measured one after another: of one trial and its parts, of so many trials
-    at once and of so many processes that render."""
+    """One round of measurements in images per second: `rates` of one trial and its parts, `at_once` by the number of
+    concurrent trials, `rendering` by the number of processes."""
 
     rates: dict[str, float]
     at_once: dict[int, float]
@@ -72,12 +72,12 @@ class Round:
 
 
 class Rendering:
-    """One process, two, and one for each core."""
+    """Measures rendering with one process, two, and one per core."""
 
     def __init__(self, captcha: CaptchaConfig, cores: int) -> None:
         self._captcha, self._counts = captcha, sorted({1, 2, cores})
         self._executor = ProcessPoolExecutor(self._counts[-1], initializer=prepare_process)
-        self._rate(self._counts[-1], 20)  # starts them
+        self._rate(self._counts[-1], 20)  # starts the processes
         self._each = max(20, int(self._rate(1, 50) * RENDERING_SECONDS))
 
     def rates(self) -> dict[int, float]:
@@ -93,8 +93,8 @@ class Rendering:
 
 
 class Benchmark:
-    """Measures one config, working in `folder`. `figures` go to bench.json, where null is what was not measured; `rows`
-    are the table. Raises ConfigError if a trial asks for more than the machine has."""
+    """Measures one config, with files in `folder`. `figures` are for bench.json, None if not measured; `rows` are for
+    the table. Raises ConfigError if a trial asks for more than the machine has."""
 
     def __init__(self, config: SweepConfig, folder: Path) -> None:
         self.config, self.trial, self.folder = config, config.trial(), folder
@@ -104,13 +104,14 @@ class Benchmark:
         self.figures: dict[str, Any] = dict.fromkeys(FIGURES)
         self.figures["device"] = self.machine.gpu_name if self.gpu else f"CPU, {self.machine.cpus} cores"
         self.rows: list[tuple[str, str, str]] = []
-        self._limit_over_bare = 1.0  # the fastest bare step's rate over that of the way that is measured
+        self._limit_over_bare = 1.0  # rate of the fastest variant's bare step ÷ rate of the measured variant's
 
     def row(self, what: str, figure: str, note: str = "") -> None:
         self.rows.append((what, figure, note))
 
     def trials(self) -> None:
-        """One trial on what a trial gets, its parts, the notebook's way, several at once, and rendering, in turns."""
+        """Measures, in turns: one trial on a trial's resources, its parts, the baseline, several trials at once, and
+        rendering."""
         with ExitStack() as closing:
             rendering = Rendering(self.config.captcha, self.machine.cpus)
             closing.callback(rendering.close)
@@ -119,13 +120,13 @@ class Benchmark:
             small = self._small(lanes[0], one_step)
             ensure_pools(small, self.folder / "pools", self.machine.cpus)
             if small.training.batch_size < one_step.training.batch_size:
-                lanes[0].close()  # a process stays as large as it once was
+                lanes[0].close()  # a process never returns its memory: start a new one
                 lanes[0] = self._lane(0, small, closing)
             if self.gpu:
                 small = self._fastest(lanes, small, closing)
             _all(lanes, "use", small)
             graph = statistics.median(_all(lanes, "graph"))
-            lanes[-1].call("rate", "trial", 0)  # in the one that has trained nothing else yet
+            lanes[-1].call("rate", "trial", 0)  # in a process that has not trained yet, for its memory
             memory: Memory = lanes[-1].call("memory")
             if self.gpu:
                 parts = lanes[-1].call("memory_parts")
@@ -142,13 +143,13 @@ class Benchmark:
             self._several([each.at_once for each in rounds], memory)
 
     def _small(self, lane: RunningLane, one_step: TrialConfig) -> TrialConfig:
-        """The trial with epochs of EPOCH_SECONDS, which logs as often as the config's own."""
+        """The config's trial with epochs of about EPOCH_SECONDS, which logs as often per step as the original."""
         whole = batch = self.trial.training.batch_size
         lane.call("use", in_batches_of(1, one_step))
-        lane.call("rate", "bare", 0)  # the first step of a process is much slower than others
+        lane.call("rate", "bare", 0)  # warm-up: the first step of a process is much slower
         lane.call("use", one_step)
         rate = lane.call("rate", "bare", 0)
-        if whole / rate < 2 * EPOCH_SECONDS:  # of a longer one, once is enough
+        if whole / rate < 2 * EPOCH_SECONDS:  # for longer steps one measurement is enough
             rate = lane.call("rate", "bare", EPOCH_SECONDS / 2)
         while batch > 1 and batch / rate > STEP_SECONDS:
             batch //= 2
@@ -162,7 +163,8 @@ class Benchmark:
         return sized(self.trial, steps * batch, max(1, LOG_POINTS * every // steps), 1)
 
     def _fastest(self, lanes: list[RunningLane], small: TrialConfig, closing: ExitStack) -> TrialConfig:
-        """The config with the fastest of VARIANTS, from then on also the trial's own; a row for each of them."""
+        """Measures VARIANTS, adds a row for each, and uses the fastest from then on. Returns `small` with its settings.
+        Raises RuntimeError if none runs."""
         bare: dict[str, float] = {}
         trial: dict[str, float] = {}
         for name, settings in VARIANTS.items():
@@ -177,7 +179,7 @@ class Benchmark:
                 trial_rate = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
             except RuntimeError as error:
                 self.row(f"{name}: it failed", str(error)[:120])
-                lane.close()  # a GPU's error can stay with its process
+                lane.close()  # a CUDA error may leave the process unusable: start a new one
                 lanes[0] = self._lane(0, small, closing)
                 continue
             bare[name], trial[name] = bare_rate, trial_rate
@@ -211,7 +213,8 @@ class Benchmark:
         return lane
 
     def _round(self, lanes: Sequence[RunningLane], rendering: Rendering) -> Round:
-        """The limit is taken before and after the trial, so that a machine that grows slower is fair to both."""
+        """Measures one round. The limit (bare step) is measured before and after the trial and averaged, so that a
+        machine that slows down affects both alike."""
         lane = lanes[0]
         before = lane.call("rate", "bare", EPOCH_SECONDS / 2)
         trial = lane.call("rate", "trial", _ENOUGH * EPOCH_SECONDS)
@@ -232,7 +235,7 @@ class Benchmark:
         self.figures["rendering_two_process_speedup"] = statistics.median(each[2] / each[1] for each in rounds)
 
     def _one(self, rounds: Sequence[dict[str, float]], lane: RunningLane, graph: float) -> None:
-        """`graph`: seconds to trace it, once in each process."""
+        """Adds figures and rows of one trial. `graph`: seconds to trace the network, once per process."""
         rates = {stream: [each[stream] for each in rounds] for stream in rounds[0]}
         ratios = {
             key: [each[over] / each[under] for each in rounds]
@@ -248,7 +251,7 @@ class Benchmark:
         epoch = training_images / statistics.median(rates["trial"])
         epoch += self.config.data.valid_images / statistics.median(rates["evaluation"])
         trial_seconds = self.config.training.epochs * epoch
-        traced = min(1.0, self.allotment.at_once / trial_count(self.config.search))  # of the trials
+        traced = min(1.0, self.allotment.at_once / trial_count(self.config.search))  # share of trials that trace it
         logging = lane.call("logging", self.config.trial()) + graph * traced
         checkpoint, size = lane.call("checkpoint")
         self.figures["logging_share"] = logging / trial_seconds
@@ -275,10 +278,10 @@ class Benchmark:
             needed = f"{count * memory.host:,.0f} MB"
             needed += f", {count * memory.device:,.0f} MB on the GPU" if self.gpu else ""
             self.row(f"{count} at once", images(totals[count]), f"{times(ratio)} of one; {needed}")
-        running = min(self.allotment.at_once, TRIALS)  # of the small sweep's trials
+        running = min(self.allotment.at_once, TRIALS)  # trials of the small sweep
         known = max(count for count in counts if count <= running)
         self.rate_at_once = statistics.median(totals[known]) / running
-        # The fewest that come within 2 % of the most images per second: each more costs memory.
+        # The fewest trials within 2 % of the highest total rate, because each trial costs memory.
         best = max(statistics.median(rates) for rates in totals.values())
         count = next(count for count in counts if statistics.median(totals[count]) >= 0.98 * best)
         self.figures["recommended_trials_at_once"] = count
@@ -288,7 +291,8 @@ class Benchmark:
         self.row("recommended", f"{count} at once", f"resources: {{{share}}}")
 
     def sweep(self) -> None:
-        """Wall clock of a small sweep over its trials' own seconds ÷ slots; the images are there already."""
+        """Measures the overhead of a small sweep: its wall clock compared with its trials' own seconds ÷ slots. The
+        images are rendered before."""
         slots = min(self.allotment.at_once, TRIALS)
         shown = TRIAL_SECONDS * self.rate_at_once
         epochs = max(EPOCHS, math.ceil(shown / EPOCH_IMAGES))
@@ -310,12 +314,13 @@ class Benchmark:
         )
 
     def _run_sweep(self, config: TrialConfig, trials: int) -> tuple[float, Path]:
-        """Its wall clock and its folder."""
+        """Runs a sweep with `trials` random trials and no early stopping. Returns its wall clock in seconds and its
+        folder. Raises RuntimeError if it fails."""
         search = {"search.searcher": "random", "search.early_stopping": "none", "search.trials": trials}
         (self.folder / "config.yaml").write_text(self.config.yaml, "utf-8")
         tree = load(self.folder / "config.yaml", {**search, "confirm": None}).model_dump()
         tree.update(config.model_dump())
-        # Its cache is another, where `auto` finds no recommendation.
+        # Explicit shares: the sweep uses another cache, in which `auto` would find no recommendation.
         tree["resources"] = {"cpus": self.allotment.cpus, "gpus": self.allotment.gpus}
         (self.folder / "sweep.yaml").write_text(SweepConfig.model_validate(tree).yaml, "utf-8")
         name = f"sweep-{time.monotonic_ns()}"
@@ -328,7 +333,7 @@ class Benchmark:
         return time.monotonic() - begin, self.folder / name
 
     def plain_sweep(self) -> None:
-        """A whole sweep, ours and Ray Tune's defaults around the notebook's way; neither has its images yet."""
+        """Compares a whole sweep with the baseline under Ray Tune's defaults. Both have to render their images."""
         images_each = max(1, PLAIN_IMAGES // 5)
         config = sized(self.config.trial(), images_each, 5, self.config.data.valid_images)
         done = PLAIN_TRIALS * 5 * images_each
@@ -347,7 +352,7 @@ class Benchmark:
 
 
 def _all(lanes: Sequence[RunningLane], what: str, *arguments: Any) -> list[Any]:
-    """The answers of lanes that work at the same time."""
+    """Asks all lanes the same question at once, and returns their answers."""
     for lane in lanes:
         lane.ask(what, *arguments)
     return [lane.answer() for lane in lanes]
@@ -371,5 +376,5 @@ def images(rates: Sequence[float]) -> str:
 
 
 def times(ratios: Sequence[float]) -> str:
-    """Median, and from the least to the most."""
+    """The ratios as text: median (least … most)."""
     return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f} … {max(ratios):.2f})"

@@ -1,4 +1,5 @@
-"""A process on the CPUs or the GPU share that one trial gets, in which `sweep.bench` measures one thing at a time."""
+"""Worker processes of `sweep.bench`, called lanes. Each runs on the CPUs or the GPU share of one trial, and measures
+one thing at a time."""
 
 import gc
 import multiprocessing
@@ -36,8 +37,8 @@ from sweep.tensorboard.writers import TrialWriter
 
 @dataclass(frozen=True)
 class Lane:
-    """`folder`: for what is written; `cpus`: those that the process is bound to, none where it can't be bound;
-    `averages`: whether a trial keeps an average of its weights."""
+    """The settings of a worker process. `folder`: for files it writes. `cpus`: its CPU affinity, empty to leave that
+    unchanged. `averages`: whether its trials keep an EMA of their weights."""
 
     config: TrialConfig
     pools: Path
@@ -50,8 +51,11 @@ class Lane:
 
 @dataclass(frozen=True)
 class Memory:
-    """In megabytes, the most that a process has had for itself, on the host (where it keeps what it has freed; what it
-    maps with others, pools and libraries, is not its own) and on the device; and what is left there."""
+    """Peak memory of a process in megabytes, on the host and on the device, and how much is left of both.
+
+    On the host this is the unique set size (USS), without memory shared with other processes, such as pools and
+    libraries. It is a peak because the process keeps freed blocks.
+    """
 
     host: float
     device: float
@@ -60,7 +64,7 @@ class Memory:
 
     @property
     def fitting(self) -> int:
-        """So many such processes at once, this one among them."""
+        """How many such processes fit in memory at once, this one included."""
         more = self.host_left / self.host
         return 1 + int(min(more, self.device_left / self.device) if self.device else more)
 
@@ -77,7 +81,7 @@ class RunningLane:
         self._connection.send((what, *arguments))
 
     def answer(self) -> Any:
-        """Raises RuntimeError for what went wrong in the process."""
+        """Waits for the answer to the last `ask`. Raises RuntimeError if the process raised an error or died."""
         try:
             answer = self._connection.recv()
         except EOFError:
@@ -91,16 +95,16 @@ class RunningLane:
         return self.answer()
 
     def close(self) -> None:
-        """For good; once more does no harm."""
+        """Kills the worker process. Idempotent."""
         self._connection.close()
         self._process.kill()
         self._process.join()
 
 
 def _serve(lane: Lane, connection: Connection) -> None:
-    """Answers until the other end closes. Ctrl-C is the caller's to handle."""
+    """Main loop of the worker: answers questions until the pipe closes. Ignores SIGINT, which the parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # This process was spawned, and what it starts itself would be too; the notebook's workers start as usual.
+    # A spawned process would also spawn its children; the baseline's DataLoader workers must start by default.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if lane.cpus:
         os.sched_setaffinity(0, lane.cpus)
@@ -117,7 +121,7 @@ def _serve(lane: Lane, connection: Connection) -> None:
 
 
 class Measures:
-    """Each method is a question that a lane answers."""
+    """The measurements of a worker: each public method is a question that `RunningLane.ask` may send."""
 
     def __init__(self, lane: Lane) -> None:
         torch.set_num_threads(lane.threads)
@@ -129,7 +133,7 @@ class Measures:
             device.warm_up(self.device)
             self._before["the GPU's context and libraries"] = _own_bytes()
         self.use(lane.config)
-        gc.collect()  # or Python does, a fifth of a second long, in the midst of what is measured first
+        gc.collect()  # otherwise a collection of a fifth of a second may fall into the first measurement
 
     def use(self, config: TrialConfig) -> None:
         self.config = config
@@ -138,7 +142,7 @@ class Measures:
         self._streams: dict[str, Iterator[int]] = {}
 
     def rate(self, stream: str, seconds: float) -> float:
-        """Images per second of a stream, over at least that time and one of its steps."""
+        """Images per second of a stream, measured over at least `seconds` and at least one of its steps."""
         images = self._streams.setdefault(stream, getattr(self, f"_{stream}")())
         begin, done = self._now(), 0
         while True:
@@ -152,8 +156,8 @@ class Measures:
         return time.monotonic()
 
     def _bare(self) -> Iterator[int]:
-        """The limit: a training step without gradient clipping, on one batch that is there. Raises RuntimeError if the
-        network can't be compiled as the config says."""
+        """The limit: training steps without gradient clipping on one batch that is already on the device. Raises
+        RuntimeError if the network can't be compiled as the config says."""
         config = TrialConfig.model_validate(override(self.config.model_dump(), {"optimizer.gradient_clip": None}))
         network = make_network(config, self.device).train()
         optimizer = make_optimizer(network.parameters(), config.optimizer)
@@ -167,7 +171,7 @@ class Measures:
             yield len(images)
 
     def _trial(self) -> Iterator[int]:
-        """A real trial's epochs: data, augmentation, logging, scores."""
+        """Epochs of a real trial: data, augmentation, logging and scores."""
         writer = TrialWriter(self.lane.folder)
         while True:
             network = make_network(self.config, self.device)
@@ -180,7 +184,7 @@ class Measures:
         return AveragedWeights(network, steps) if self.lane.averages else None
 
     def _plain(self) -> Iterator[int]:
-        """Shorter epochs, for it is much slower."""
+        """Epochs of the baseline, shorter because it is much slower."""
         batch = self.config.training.batch_size
         shorter = sized(self.config, max(batch, self.config.data.train_images // 4), 1, 1)
         network = plain.make_network(shorter, self.device)
@@ -190,7 +194,7 @@ class Measures:
             yield shorter.data.train_images
 
     def _evaluation(self) -> Iterator[int]:
-        """Over the training images: the validation set is kept small here."""
+        """Evaluations on the training images, because the validation set is kept small here."""
         network = make_network(self.config, self.device)
         assert self.data.train is not None
         images, labels = self.data.train
@@ -200,7 +204,7 @@ class Measures:
             yield len(images)
 
     def _reading(self) -> Iterator[int]:
-        """Batches from the pool to the device, and nothing done with them."""
+        """Reads batches from the pool to the device and does nothing with them."""
         epoch = 0
         while True:
             epoch += 1
@@ -208,16 +212,16 @@ class Measures:
                 yield len(images)
 
     def graph(self) -> float:
-        """Seconds to begin a trial's log, which includes the graph: a process traces it once for all its trials."""
+        """Seconds to begin a trial's log, including the trace of the graph, which a process does only once."""
         writer = TrialWriter(self.lane.folder / "graph")
         return seconds(lambda _: writer.begin("0000", {}, self.config, "captcha:\n" * 80), times=1)
 
     def logging(self, whole: TrialConfig) -> float:
-        """Seconds for all else that a trial of the config `whole` writes for TensorBoard."""
+        """Seconds that a trial of the config `whole` spends on TensorBoard, without the beginning of its log."""
         epochs, steps = whole.training.epochs, whole.steps_per_epoch
         points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
         drawn = sorted(picture_epochs(epochs))
-        between = sum(after - before > 1 for before, after in pairwise(drawn))  # where a best epoch may have been
+        between = sum(after - before > 1 for before, after in pairwise(drawn))  # a best epoch may lie between
         pictures = 2 * len(drawn) + between
         writer = TrialWriter(self.lane.folder / "logging")
         network = make_network(self.config, self.device)
@@ -235,7 +239,7 @@ class Measures:
         return points * step + epochs * epoch + pictures * picture
 
     def checkpoint(self) -> tuple[float, int]:
-        """Seconds and bytes for what one epoch saves: the state to resume from and, if it is the best, its weights."""
+        """Seconds and bytes of the checkpoints of one epoch: the state to resume from, and the best weights."""
         network = make_network(self.config, self.device)
         epoch = next(train(self.config, network, self.data, average=self._average(network)))
         described = {"config": self.config.model_dump(mode="json"), "scores": dict(epoch.valid)}
@@ -252,7 +256,7 @@ class Measures:
         return taken, sum(path.stat().st_size for path, _ in files)
 
     def memory_parts(self) -> dict[str, float]:
-        """Megabytes of the process, by what it was doing when it took them."""
+        """The process's memory in megabytes, split by what allocated it."""
         sizes = [*self._before.values(), _own_bytes()]
         taken = [after - before for before, after in zip([0, *sizes], sizes, strict=False)]
         return {name: size / 1e6 for name, size in zip([*self._before, "training"], taken, strict=True)}
@@ -266,13 +270,13 @@ class Measures:
 
 
 def _own_bytes() -> int:
-    """Of this process's memory that which it shares with no other."""
+    """The unique set size (USS) of this process in bytes: memory that it shares with no other process."""
     size: int = psutil.Process().memory_full_info().uss
     return size
 
 
 def seconds(action: Callable[[int], Any], times: int) -> float:
-    """The median of some calls."""
+    """The median seconds of `times` calls of `action(number)`."""
     taken = []
     for number in range(1, times + 1):
         begin = time.monotonic()
@@ -282,6 +286,6 @@ def seconds(action: Callable[[int], Any], times: int) -> float:
 
 
 def sized(config: TrialConfig, images: int, epochs: int, valid_images: int) -> TrialConfig:
-    """The same trial on a pool of so many images."""
+    """The trial's config with other numbers of images and epochs, and images from a pool."""
     sizes = {"data.source": "pool", "data.train_images": images, "data.valid_images": valid_images}
     return TrialConfig.model_validate(override(config.model_dump(), {**sizes, "training.epochs": epochs}))

@@ -1,4 +1,4 @@
-"""The config of a sweep: its sections, the search space, YAML, and errors as sentences."""
+"""The config of a sweep: its sections, the search space, YAML files and overrides, and error sentences."""
 
 from sweep.config.errors import ConfigError, sentences
 from sweep.config.load import CONFIGS, QUICKSTART, blaming, load, parse_settings, read_trial, split_at_commas

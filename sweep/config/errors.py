@@ -1,4 +1,4 @@
-"""Errors of a config as sentences: `training.epochs must be at least 1, got 0`."""
+"""Turns validation errors of a config into sentences: `training.epochs must be at least 1, got 0`."""
 
 import difflib
 import re
@@ -13,7 +13,8 @@ _MOST_SENTENCES, _LONGEST_SENTENCE = 20, 300
 
 
 class ConfigError(ValueError):
-    """Bad input: one sentence per mistake, each on one line of bounded length, and no more of them than can be read."""
+    """Bad input, described by one sentence per mistake. As text each is one line of at most 300 characters, and no more
+    than 20 are shown."""
 
     def __init__(self, sentences: Sequence[str]) -> None:
         self.sentences = list(sentences)
@@ -24,12 +25,13 @@ class ConfigError(ValueError):
 
 
 def _line(sentence: str) -> str:
-    """Without what would break the line or colour the terminal, and cut in the middle: the value stands at the end."""
+    """The sentence as one printable line: escapes control characters, and cuts a long one in the middle, because the
+    offending value is at its end."""
     line, half = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence), _LONGEST_SENTENCE // 2
     return line if len(line) <= _LONGEST_SENTENCE else f"{line[:half]} … {line[3 - half :]}"
 
 
-# What a value must be, by pydantic's type of error, whose context fills in the braces.
+# pydantic's type of error → what the value must do. The context of the error fills in the braces.
 _MUST = {
     "bool_parsing": "be true or false",
     "bool_type": "be true or false",
@@ -58,11 +60,12 @@ _MUST = {
 
 
 def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """pydantic's errors as `path must be at least 1, got 0`, one for each path."""
+    """pydantic's errors as sentences, `path must be at least 1, got 0`, with all alternatives of one path in one
+    sentence."""
     names_its_path = re.compile(rf"({'|'.join(model.model_fields)})(\.[^ ]+)? ")
     names_of_tags = {path: members for path, _, members in tagged_sections(model)}
-    told: dict[str, None] = {}  # whole sentences
-    needs: dict[str, list[str]] = {}  # what a path's value must be: of a union each member says it
+    told: dict[str, None] = {}  # whole sentences; a dict, because it keeps the order without repeats
+    needs: dict[str, list[str]] = {}  # path → what its value must be: each member of a union adds one
     got: dict[str, Any] = {}
     for item in error.errors(include_url=False):
         kind, path = item["type"], _path(item["loc"], names_of_tags)
@@ -88,7 +91,7 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
                 path, value = f"{path}.name", context["tag"]
             needs.setdefault(path, []).append(need)
             got[path] = value
-    # Where an entry of a list is wrong, the other members of a union say that there should be no list.
+    # If an entry of a list is invalid, the other members of a union complain about the list itself: skip those.
     inner = {path.rpartition(".")[0] for path in needs}
     for path, wanted in needs.items():
         if path not in inner or not isinstance(got[path], list | tuple):
@@ -102,7 +105,7 @@ _UNION_MEMBER = re.compile(r"int|float|str|bool|constrained-.*|.*[\[(].*")
 
 
 def _path(loc: tuple[int | str, ...], names_of_tags: Mapping[str, Container[str]]) -> str:
-    """pydantic's location without the names it gives to the members of a union."""
+    """The dotted path of a pydantic location, without the names that pydantic gives to the members of a union."""
     keys: list[str] = []
     for part in map(str, loc):
         is_tag = part in names_of_tags.get(".".join(keys), ())
@@ -112,7 +115,7 @@ def _path(loc: tuple[int | str, ...], names_of_tags: Mapping[str, Container[str]
 
 
 def section_of(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The section that the location's last key stands in."""
+    """The section of `model` that holds the last key of the location."""
     candidates = [model]
     for part in map(str, loc[:-1]):
         tagged = [c for c in candidates if "name" in c.model_fields and c.model_fields["name"].default == part]
@@ -122,7 +125,7 @@ def section_of(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseM
 
 
 def keys_of(section: type[BaseModel]) -> list[str]:
-    """As they are written in YAML."""
+    """The section's keys as they are written in YAML."""
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

@@ -1,4 +1,4 @@
-"""The names in a sweep's folder: which are folders, and which are files."""
+"""Names of the files and folders in a sweep's folder, and a check of their kinds."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _FILES = (
 
 
 def require(option: str, root: Path) -> None:
-    """Raises ConfigError if something in the sweep's folder is of another kind than its name says."""
+    """Raises ConfigError if one of these names is taken by something else, such as a folder named `study.db`."""
     problems = [
         f"{option}: {root / name} must be a {kind}"
         for kind, names in (("folder", _FOLDERS), ("regular file", _FILES))

@@ -1,4 +1,4 @@
-"""A config file and `--set` → one validated config."""
+"""Loads a config file, applies `--set` and `--trial`, and validates the result."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from sweep.config.sweep import SweepConfig
 from sweep.config.yaml_text import NotYaml, parsed, read_mapping
 
 _SPACE = "search.space."
-# The folder of the configs that come with the program, in a checkout and in an installed wheel alike.
+# The configs that come with the program: the same path in a checkout and in an installed wheel.
 CONFIGS = Path(str(files("sweep") / "configs")).resolve()
 QUICKSTART = CONFIGS / "quickstart.yaml"
 
@@ -31,10 +31,11 @@ def load(
     to_resume: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> SweepConfig:
-    """The config of a file, with `settings` (dotted path → value) over it. With `trial`, a search of that one trial.
+    """Reads a config file and overrides `settings` (dotted path → value). With `trial` (path → value) the search is
+    replaced by that one trial.
 
-    `tell` takes a line for each key that has a new name. Raises ConfigError with all mistakes, and for the file of a
-    sweep that is to be resumed if its format is not the present one.
+    `tell` gets a line for each renamed key that is used. Raises ConfigError with all mistakes at once, and with
+    `to_resume` if the file's format is not the present one.
     """
     path = supplied(path)
     tree = read_mapping(path, SweepConfig.model_fields)
@@ -65,15 +66,15 @@ def load(
 
 
 def supplied(path: Path) -> Path:
-    """The file that `--config` names: one that is there, else the config that comes with the program and is meant by
-    quickstart, quickstart.yaml or configs/quickstart.yaml, in whatever folder that is typed."""
+    """Resolves `--config`: an existing file, else a config that comes with the program. From any working directory,
+    quickstart, quickstart.yaml and configs/quickstart.yaml all mean the same one."""
     own = {file.stem: file for file in CONFIGS.glob("*.yaml")}
     meant = str(path.parent) in (".", "configs") and path.suffix in ("", ".yaml") and path.stem in own
     return own[path.stem] if meant and not os.path.lexists(path) else path
 
 
 def _old_paths(search: Any) -> Iterator[str]:
-    """The old names among the paths of a search space and its points, as they stand in a file."""
+    """Yields the renamed paths that the search space and the points of a file still use."""
     if isinstance(search, Mapping):
         for key, value in search.items():
             if key in RENAMED:
@@ -85,19 +86,19 @@ def _old_paths(search: Any) -> Iterator[str]:
 
 
 def _current(path: str) -> str:
-    """The present name of a path, also of one below the search space."""
+    """The present name of a path, also if it starts with `search.space.`."""
     return _SPACE + current(path.removeprefix(_SPACE)) if path.startswith(_SPACE) else current(path)
 
 
 def _keys(path: str) -> list[str]:
-    """A path's keys; those of the search space are dotted themselves: search, space, optimizer.lr."""
+    """Splits a path into keys. A key of the search space contains dots: search, space, optimizer.lr."""
     searched = path.removeprefix(_SPACE)
     return split_at_dots(path) if searched == path else ["search", "space", searched]
 
 
 @contextlib.contextmanager
 def blaming(path: Path, settings: Mapping[str, Any], trial: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Has each sentence about a key of the config begin with the file or the option that its value came from."""
+    """Prefixes each sentence of a ConfigError with the source of the value: the file, `--set` or `--trial`."""
     try:
         yield
     except ConfigError as error:
@@ -109,17 +110,18 @@ def _with_source(sentence: str, path: Path, settings: Mapping[str, Any], trial: 
         return f"--trial: {sentence.removeprefix('search.space.')}"
     about = sentence.partition(" ")[0]
     set_here = (f"{key}.".startswith(f"{about}.") or f"{about}.".startswith(f"{key}.") for key in settings)
-    mentioned = ("." in key and f" {key} " in sentence for key in settings)  # by a sentence about another key
+    mentioned = ("." in key and f" {key} " in sentence for key in settings)  # in a sentence about another key
     return f"{'--set' if any(set_here) or any(mentioned) else path}: {sentence}"
 
 
 def read_trial(path: Path) -> TrialConfig:
-    """For commands of `model` that take `--config`. Raises ConfigError."""
+    """The trial config of a file, for the commands of `model` that take `--config`. Raises ConfigError."""
     return load(path).trial()
 
 
 def parse_settings(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """`optimizer.lr=3e-4` → path and value, the value read as YAML. Raises ConfigError."""
+    """Parses `optimizer.lr=3e-4` into path and value. The value is read as YAML, unless the field is text. Raises
+    ConfigError."""
     settings: dict[str, Any] = {}
     for text in texts:
         path, equals, value = (part.strip() for part in text.partition("="))
@@ -131,7 +133,7 @@ def parse_settings(option: str, texts: Sequence[str]) -> dict[str, Any]:
         keys = _keys(_current(path))
         field = section_of(SweepConfig, tuple(keys)).model_fields.get(keys[-1])
         if field is not None and field.annotation in (str, str | None):
-            settings[path] = value  # as typed: 0123 is no number here
+            settings[path] = value  # as typed: for a text, YAML must not turn 0123 into a number
             continue
         try:
             settings[path] = parsed(value)
@@ -141,7 +143,7 @@ def parse_settings(option: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def split_at_commas(text: str) -> list[str]:
-    """`a=1,b=[2,3]` → `a=1` and `b=[2,3]`: commas inside of brackets do not count."""
+    """Splits `a=1,b=[2,3]` into `a=1` and `b=[2,3]`: not at commas inside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")

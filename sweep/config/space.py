@@ -1,10 +1,10 @@
-"""`search.space`: which values are searched, as data: a dotted path, then one of
+"""The search space as data, `search.space`: a dotted path → one of these distributions:
 
 optimizer.lr: {loguniform: [1e-4, 3e-2]}      # also uniform; both ends included
 network.encoder.layers: {int: [1, 3]}
 training.batch_size: {choice: [32, 64]}       # grid: the same, for the grid searcher
 schedule.name:
-  choice:                                     # what stands below a value is searched only with it
+  choice:                                     # parameters below a value are searched only with that value
     constant:
     step: {schedule.gamma: {loguniform: [0.03, 0.5]}}
 """
@@ -18,12 +18,12 @@ from pydantic import Field, PlainValidator, field_validator, model_serializer, m
 
 from model.config import Section, shown
 
-# As YAML gives it, so that all of it can be a choice: true, a number, a text, null (None) or a list (a tuple) of these.
+# Any value that YAML can give, so that all can be choices: a bool, a number, a text, None or a (nested) tuple of these.
 Value = Any
 
 
 def tupled(value: Any) -> Value:
-    """With tuples for the lists of YAML and JSON. Raises ValueError for what can be no choice."""
+    """Converts the lists of YAML and JSON to hashable tuples. Raises ValueError if the value can't be a choice."""
     if isinstance(value, list | tuple):
         return tuple(map(tupled, value))
     if value is None or isinstance(value, bool | int | float | str):
@@ -35,12 +35,12 @@ AnyValue = Annotated[Value, PlainValidator(tupled)]
 
 
 def plain(value: Value) -> bool | int | float | str:
-    """A value for what holds no null and no lists: the study, a table's cell, a trial's name."""
+    """The value as a scalar, None and tuples as JSON text: the study, table cells and trial names hold only scalars."""
     return json.dumps(value) if value is None or isinstance(value, tuple) else value
 
 
 class Parameter(Section):
-    """One searched value's distribution; exactly one of the five is given."""
+    """The distribution of one searched value; exactly one of the five fields is given."""
 
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
@@ -83,7 +83,7 @@ class Parameter(Section):
 
     @model_serializer
     def _dump(self) -> dict[str, Any]:
-        """As it is written in YAML."""
+        """The parameter as it is written in YAML."""
         if self.choice is not None:
             if any(self.choice.values()):
                 return {"choice": {value: {p: q._dump() for p, q in b.items()} for value, b in self.choice.items()}}
@@ -98,11 +98,12 @@ class Parameter(Section):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The ends of an interval; None for listed values."""
+        """The ends of an interval, both included; None for listed values."""
         return self.uniform or self.loguniform or self.integer
 
     def place(self, value: Value) -> float:
-        """Where in an interval a value lies, on its own scale: 0 at the low end, 1 at the high end."""
+        """The position of a value in the interval, from 0 at the low end to 1 at the high end; logarithmic for
+        loguniform."""
         assert self.bounds is not None
         low, high, at = (math.log(x) if self.loguniform else x for x in (*self.bounds, float(value)))
         return (at - low) / (high - low) if high > low else 0.5
@@ -121,7 +122,7 @@ class Parameter(Section):
 
 
 def _check_different(values: Sequence[Value]) -> None:
-    """Values that are equal (1, 1.0 and true are) would be tried as one."""
+    """Raises ValueError if two values are equal, as 1, 1.0 and true are: the search could not tell them apart."""
     seen: dict[Value, Value] = {}
     for value in values:
         if value in seen:
@@ -133,7 +134,7 @@ Space = dict[str, Parameter]
 
 
 def walk(space: Space, given: Mapping[str, Value] | None = None) -> Iterator[tuple[str, Parameter, dict[str, Value]]]:
-    """Every parameter with its path and the choices above it that it depends on."""
+    """Yields every parameter as (path, parameter, the choices it depends on: path → value)."""
     for path, parameter in space.items():
         yield path, parameter, dict(given or {})
         for value, below in (parameter.choice or {}).items():
@@ -141,10 +142,10 @@ def walk(space: Space, given: Mapping[str, Value] | None = None) -> Iterator[tup
 
 
 def completed(space: Space, point: Mapping[str, Value]) -> dict[str, Value]:
-    """A point with the choices set that its values stand below. Raises ValueError if they are set otherwise, or if
-    several are possible and none is set."""
+    """Adds to a point the choices that its values depend on. Raises ValueError if the point sets such a choice to
+    another value, or if several values are possible and the point sets none."""
     result = dict(point)
-    for attempt, path in enumerate([*point, *point]):  # a later value may decide what an earlier one stands below
+    for attempt, path in enumerate([*point, *point]):  # twice: a later value may decide for an earlier one
         value, places = point[path], [(p, given) for there, p, given in walk(space) if there == path]
         if not places:
             raise ValueError(f"search.points must have paths of search.space, got {shown(path)}")

@@ -1,4 +1,4 @@
-"""The config of a sweep: the base of every trial, and how to search around it."""
+"""The sections of a sweep's config: the base config of all trials, the search, confirmation and resources."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -29,16 +29,20 @@ class NoStopping(Section):
 
 
 class Stopping(Section):
-    """Trials are compared by a validation score, of their weights' average or of the last ones."""
+    """Common keys of early stopping: the validation score by which trials are compared, computed with the averaged
+    weights (EMA) or with the last weights."""
 
     metric: Scored = "loss"
     weights: Literal["averaged", "last"] = "averaged"
 
 
 class Asha(Stopping):
-    """Rungs at grace_epochs · reduction_factor^k; at each, a trial goes on if it is in the best 1/reduction_factor of
-    those seen there so far. The grace must outlast CTC's all-blank plateau, where all look alike, and better also the
-    warm-up of a schedule that starts low: a third of the epochs."""
+    """Asynchronous successive halving (ASHA). Rungs are at grace_epochs · reduction_factor^k; a trial continues if it
+    is in the best 1/reduction_factor of those seen at the rung so far.
+
+    `grace_epochs` must outlast CTC's all-blank plateau, where all trials score alike, and should outlast the warm-up of
+    a schedule that starts at a low rate: a third of the epochs.
+    """
 
     name: Literal["asha"] = "asha"
     grace_epochs: Positive = 2
@@ -46,7 +50,8 @@ class Asha(Stopping):
 
 
 class Median(Stopping):
-    """A trial worse than the median of the earlier ones at the same epoch is stopped. Golovin et al. 2017, 3.2.1."""
+    """Median stopping rule: stops a trial that is worse than the median of the earlier ones at the same epoch. Golovin
+    et al. 2017, section 3.2.1."""
 
     name: Literal["median"] = "median"
     grace_epochs: Positive = 2
@@ -58,7 +63,7 @@ def _renamed_keys(tree: Any) -> Any:
 
 
 def _renamed_space(space: Any) -> Any:
-    """With present names for old ones, also below the values of a choice."""
+    """Replaces renamed paths in a search space, also below the values of a choice."""
     if not isinstance(space, Mapping):
         return space
     result = dict(_renamed_keys(space))
@@ -71,7 +76,8 @@ def _renamed_space(space: Any) -> Any:
 
 
 class SearchConfig(Section):
-    """`trials`: 20 if not given, or all points of a grid. `points`: (partial) trials to try first."""
+    """How to search. `trials`: without it 20, or all points of a grid. `points`: trials to run first; values that a
+    point leaves out are sampled."""
 
     space: Space = Field(min_length=1)
     searcher: Literal["tpe", "random", "grid", "qmc", "cmaes"] = "tpe"
@@ -119,8 +125,8 @@ class SearchConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one trial gets. `auto`: the cores, shared by the trials at once, and of a GPU, if there is one, the share
-    that `sweep.bench` recommended for this network on this card, or a quarter."""
+    """CPUs and GPUs of one trial. `auto` shares the cores among the trials that run at once, and gives each the share
+    of a GPU, if there is one, that `sweep.bench` has recommended for this network on this GPU, or else a quarter."""
 
     cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -134,15 +140,15 @@ class ResourcesConfig(Section):
 
 
 class ConfirmConfig(Section):
-    """After the search the best `top` configs are trained again to the end, with as many fresh `seeds` each, and judged
-    on the test set, which neither training nor selection has seen."""
+    """Confirmation after the search: trains the best `top` configs again to the end, each with `seeds` new seeds, and
+    tests them on the test set, which neither training nor selection has seen."""
 
     top: Positive = 3
     seeds: Positive = 3
 
 
 def _readable_format(number: int) -> int:
-    """What was read in an older format is in the present one from then on."""
+    """Accepts older formats, which reading converts, and returns the present one. Raises ValueError for newer ones."""
     if not 1 <= number <= FORMAT:
         raise ValueError(f"must be at most {FORMAT}, which this version reads, got {number}")
     return FORMAT
@@ -152,7 +158,7 @@ _FIXED = ("training.epochs",)
 
 
 class SweepConfig(TrialConfig):
-    """The base of every trial, and how to search around it."""
+    """The base config of every trial, and the search around it."""
 
     format: Annotated[int, AfterValidator(_readable_format)] = FORMAT
     search: SearchConfig
@@ -160,13 +166,14 @@ class SweepConfig(TrialConfig):
     resources: ResourcesConfig = ResourcesConfig()
 
     def with_values(self, values: Mapping[str, Value]) -> Self:
-        """The config with a trial's values in place of the base's, around which the space was checked."""
+        """The config with a trial's values in place of the base's. Only the trial's sections are validated: the search
+        space was checked around the base."""
         trial = TrialConfig.model_validate(override(self._base, values))
         return self.model_copy(update={name: getattr(trial, name) for name in TrialConfig.model_fields})
 
     @property
     def averages(self) -> bool:
-        """Whether early stopping compares an average of a trial's weights."""
+        """Whether early stopping compares the averaged weights (EMA) of trials."""
         return getattr(self.search.early_stopping, "weights", None) == "averaged"
 
     def trial(self) -> TrialConfig:
@@ -182,7 +189,7 @@ class SweepConfig(TrialConfig):
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
-        """The config that `yaml` has written. Raises ValueError."""
+        """Inverse of `yaml`. Raises ValueError."""
         try:
             return cls.model_validate(yaml_text.parsed(text))
         except NotYaml as error:
@@ -190,7 +197,8 @@ class SweepConfig(TrialConfig):
 
     @model_validator(mode="after")
     def _check_space(self) -> Self:
-        """Each end of an interval and each listed value must give a valid trial, and each of these another one."""
+        """Checks that each end of an interval and each listed value gives a valid trial, and that listed values give
+        different trials."""
         problems: dict[str, None] = {}
         base = self._base
         for path, parameter, given in walk(self.search.space):
@@ -216,8 +224,9 @@ class SweepConfig(TrialConfig):
 
     @model_validator(mode="after")
     def _check_font(self) -> Self:
-        """Here, not in the trial's own sections, which stay cheap to import: fonts take Pillow."""
-        if not self.captcha.characters.isascii():  # all of ASCII is in the font
+        """Checks that the font has all characters. Not done in `CaptchaConfig`, because that would import Pillow for
+        every use of the trial's config."""
+        if not self.captcha.characters.isascii():  # the font has all of ASCII
             from model.data.captchas import check_characters
 
             check_characters(self.captcha.characters)

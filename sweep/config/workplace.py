@@ -1,4 +1,4 @@
-"""Where a sweep's files lie, and what its trials may use."""
+"""The folders of a sweep and the resources of each trial."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,8 @@ from filelock import FileLock
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a sweep's trials work and with what: absolute folders, CPU threads and the share of a GPU, 0 for none."""
+    """What each trial of a sweep works with: absolute folders, CPU threads, and GPUs (0 is none, a fraction a share of
+    one)."""
 
     root: Path
     pools: Path
@@ -22,7 +23,8 @@ class Workplace:
         return self.root / "trials" / name
 
     def lock(self, name: str) -> FileLock:
-        """Goes with the process that holds it. Not a folder's own lock: on NFS there are none."""
+        """An advisory lock for the sweep or a trial, not yet acquired; the kernel releases it if its process dies. A
+        lock file, because NFS can't lock folders."""
         path = self.root / "ray" / f"{name}.lock"
         path.parent.mkdir(exist_ok=True)
         return FileLock(path)

@@ -1,4 +1,4 @@
-"""Reads and writes YAML. The one file that knows the YAML library."""
+"""Reads and writes YAML 1.2, and refuses hostile or ambiguous files. Only this file uses the YAML library."""
 
 import io
 import stat
@@ -15,8 +15,8 @@ from ruamel.yaml.nodes import Node, ScalarNode
 from model.config import is_no_unicode
 from sweep.config.errors import ConfigError
 
-_MOST_BYTES = 100_000  # of a config: YAML's reader takes seconds for more
-_DEEPEST = 20  # of a config's nesting
+_MOST_BYTES = 100_000  # of a config file: the parser takes seconds for more
+_DEEPEST = 20  # levels of nesting in a config
 
 
 class NotYaml(Exception):
@@ -27,7 +27,8 @@ class NotYaml(Exception):
 
 
 class _Composer(Composer):
-    """Refuses what no config needs and what makes a small file a large tree, or a tag's own reader fail."""
+    """Refuses YAML that no config needs: aliases and deep nesting, which can make a small file expand into a huge tree,
+    tags, whose constructors may fail, and surrogates, which are not valid Unicode."""
 
     depth = 0
 
@@ -49,8 +50,8 @@ class _Composer(Composer):
 
 
 class _Constructor(SafeConstructor):
-    """YAML 1.2's own types alone: a date is a text. So is a number that Python would not write out again, which then
-    is refused by its key."""
+    """Constructs only the types of YAML 1.2, so a date is text. An integer of more than 1000 characters stays text too,
+    because Python refuses to print very long ones; the check of its key then refuses it."""
 
     def construct_yaml_int(self, node: ScalarNode) -> Any:
         return super().construct_yaml_int(node) if len(node.value) <= 1000 else node.value
@@ -62,7 +63,7 @@ _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yam
 
 
 def _yaml() -> YAML:
-    """YAML 1.2 (in which 1e-4 is a number and `no` is not false), the safe loader, repeated keys refused."""
+    """A safe YAML 1.2 parser, in which 1e-4 is a number, `no` is not false, and repeated keys are refused."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer, yaml.Constructor = _Composer, _Constructor
     yaml.default_flow_style = False
@@ -77,16 +78,17 @@ def written(tree: Mapping[str, Any]) -> str:
 
 
 def parsed(text: str) -> Any:
-    """Raises NotYaml."""
+    """Parses a YAML text. Raises NotYaml."""
     try:
         return _yaml().load(text)
-    except Exception as error:  # on hostile text the parser fails in ways of its own, which all mean the same
+    except Exception as error:  # on hostile text the parser raises many kinds of errors
         raise NotYaml(error) from None
 
 
 def read_mapping(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Reads a YAML file that must hold a mapping; `keys` are named in the error if not. Raises ConfigError."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
             raise ConfigError([f"{path}: cannot be read: it is no regular file"])
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -100,7 +102,7 @@ def read_mapping(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None  # NUL in its name
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None  # a NUL character in its name
     except NotYaml as error:
         raise ConfigError([f"{path}: this is no YAML{error.place}: {error.problem}"]) from None
     if not isinstance(tree, dict):

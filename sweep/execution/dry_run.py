@@ -1,4 +1,4 @@
-"""`--dry-run`: shows what a sweep would do."""
+"""`--dry-run`: prints what a sweep would do, without starting anything."""
 
 import torch
 
@@ -11,7 +11,7 @@ from sweep.search.search import Search, limit
 
 
 def show(config: SweepConfig, allotment: Allotment) -> None:
-    """What a sweep would do."""
+    """Prints the config, the search space, five sampled trials and the disk space that a sweep needs."""
 
     search = Search(config, None)
     print(config.yaml)
@@ -40,14 +40,14 @@ def megabytes(count: int) -> str:
 
 
 def best_bytes(config: TrialConfig) -> int:
-    """Of a trial's best.pt: the network's weights."""
+    """Size of a trial's `best.pt` in bytes: the network's weights."""
     with torch.device("meta"):
         network = CRNN(config)
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def resume_bytes(config: SweepConfig) -> int:
-    """Of the two checkpoints that a running trial keeps: weights, the optimiser's moments of each, and their average if
-    early stopping compares it."""
+    """Size in bytes of the two checkpoints that a running trial keeps: the weights, the optimiser's moments, and the
+    EMA of the weights if early stopping compares it."""
     moments = {"adam": 2, "adamw": 2, "sgd": 1 if config.optimizer.momentum else 0}
     return 2 * best_bytes(config) * (1 + moments[config.optimizer.name] + config.averages)

@@ -1,4 +1,4 @@
-"""The folders that a sweep reads and writes: checked before anything starts, and taken with a lock."""
+"""Checks the folders that a sweep reads and writes before anything starts, and locks the sweep's own folder."""
 
 import argparse
 import os
@@ -18,12 +18,12 @@ from model.system.files import replace_file
 from sweep.config import ConfigError, SweepConfig
 from sweep.config.workplace import Workplace
 
-_OWN_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mdb"}  # the last is LMDB's
+_OWN_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mdb"}  # .mdb is LMDB
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 
 
 def default_cache(outputs: Path) -> Path:
-    """The user's cache, or a folder beside the sweeps for a user without a home, as in a container."""
+    """The user's cache folder. Falls back to `.cache` beside the sweeps if the user has no home, as in a container."""
     try:
         return user_cache_path("crnn-sweep")
     except RuntimeError:
@@ -31,8 +31,8 @@ def default_cache(outputs: Path) -> Path:
 
 
 def cache_folder(config: SweepConfig) -> Path:
-    """The folder of the rendered images as an absolute path. Raises ConfigError if it can't be written, unless all
-    images are there already, as in a cache that belongs to somebody else."""
+    """The folder of the rendered images, as an absolute path. Raises ConfigError if it can't be written, unless it
+    already holds all images of this config: another user's cache may be read-only."""
     folder = Path(str(config.data.cache)).expanduser().absolute()
     try:
         return writable(folder, "--cache-dir")
@@ -43,7 +43,8 @@ def cache_folder(config: SweepConfig) -> Path:
 
 
 def candidates(options: argparse.Namespace) -> list[Path]:
-    """Where the sweep may lie, in order of preference. Raises ConfigError."""
+    """Paths for the folder of a new sweep, in order of preference: `--name`, or CONFIG-DATE-TIME and the same with a
+    number from 2 to 99. Raises ConfigError if `--name` is invalid or its folder already exists."""
     outputs = writable(options.output_dir, "--output-dir")
     if options.name is None:
         stem = re.sub(r"[^A-Za-z0-9._=+-]", "-", options.config.stem)[:60].lstrip(".") or "sweep"
@@ -62,18 +63,18 @@ def candidates(options: argparse.Namespace) -> list[Path]:
 def take_new(
     roots: Sequence[Path], config: SweepConfig, workplace: Callable[[Path], Workplace]
 ) -> tuple[Workplace, FileLock]:
-    """Takes the first folder that is free, and its lock: of two sweeps that start with one name, the second is refused.
-    Raises ConfigError."""
+    """Creates the first free folder of `roots`, locks it and writes sweep.yaml. Because of the lock, only one of two
+    sweeps that start with the same name gets the folder. Raises ConfigError if none is free or writable."""
     for root in roots:
         try:
             root.mkdir(parents=True, exist_ok=True)
             if not _is_free(root) or (lock := take_lock(workplace(root))) is None:
                 continue
-            if _is_free(root):  # not taken while this sweep waited for the lock
+            if _is_free(root):  # once more: another sweep may have taken the folder before the lock was acquired
                 replace_file(root / "sweep.yaml", config.yaml.encode())
                 return workplace(root), lock
             lock.release()
-        except FileExistsError:  # a file
+        except FileExistsError:  # a file has this name
             continue
         except OSError as error:
             raise _not_writable("--output-dir", root.parent, str(error.strerror)) from None
@@ -81,13 +82,14 @@ def take_new(
 
 
 def _is_free(root: Path) -> bool:
-    """Whether it is a folder without anything, or with no more than a sweep leaves that is killed as it begins."""
+    """Whether the folder is empty, or holds no more than a sweep leaves that was killed at its start: `ray/` and a
+    temporary file of sweep.yaml."""
     return root.is_dir() and all(path.name == "ray" or path.name.startswith(".sweep.yaml.") for path in root.iterdir())
 
 
 def take_lock(workplace: Workplace) -> FileLock | None:
-    """The sweep's lock, None if it is running. A killed sweep's lock goes with it; its workers' locks on their trials
-    may last some seconds longer. Raises OSError."""
+    """Acquires the sweep's advisory lock; None if a running sweep holds it. The kernel releases the lock of a killed
+    sweep; its workers may hold the locks of their trials for some seconds longer. Raises OSError."""
     try:
         lock = workplace.lock("sweep")
         lock.acquire(timeout=0)
@@ -107,7 +109,7 @@ def _not_writable(option: str, folder: Path, reason: str) -> ConfigError:
 
 
 def expanded(folder: Path, option: str) -> Path:
-    """As an absolute path, with ~ replaced. Raises ConfigError if there can't be such a folder."""
+    """The folder as an absolute path, with `~` expanded. Raises ConfigError if the path is unusable."""
     try:
         found = folder.expanduser().absolute()
     except RuntimeError:
@@ -118,7 +120,8 @@ def expanded(folder: Path, option: str) -> Path:
 
 
 def refuse_pictures(folder: Path, key: str) -> None:
-    """Raises ConfigError for somebody's own images, on which no sweep would train, and among which it would write."""
+    """Raises ConfigError if the cache folder holds the user's own images. A sweep trains only on captchas that it has
+    rendered, so it would ignore those images and write its cache among them."""
     with suppress(OSError):
         for path in islice(chain(folder.iterdir(), folder.glob("*/*")), 10_000):
             if path.suffix.lower() in _OWN_IMAGES:
@@ -127,7 +130,7 @@ def refuse_pictures(folder: Path, key: str) -> None:
 
 
 def writable(folder: Path, option: str) -> Path:
-    """The folder as an absolute path. Raises ConfigError if it is not there and can't be made, or can't be written."""
+    """The folder as an absolute path. Raises ConfigError if it can't be created or written."""
     folder = folder.expanduser().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():

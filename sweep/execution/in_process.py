@@ -1,4 +1,4 @@
-"""Runs a search in this process, without Ray: for a debugger, a profiler and fast tests."""
+"""In-process executor (`--local`): runs a search without Ray, for debuggers, profilers and fast tests."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from sweep.search.search import Search, TrialRecord
 
 
 def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: int) -> None:
-    """`at_once` trials take turns, an epoch each; 1 runs them one after another.
+    """Trains up to `at_once` trials in turns of one epoch; 1 runs them one after another.
 
-    The turn is always that of the trial with the fewest epochs: an order that a resumed search finds again. A trial
-    may be interrupted anywhere, the search only between its answers.
+    The next turn goes to the trial with the fewest epochs, so that a resumed search continues in the same order. Ctrl-C
+    may interrupt a trial anywhere, but is deferred while the search is called, because that writes the study.
     """
     live: dict[int, Trial] = {}
     try:

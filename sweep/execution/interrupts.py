@@ -1,4 +1,4 @@
-"""When Ctrl-C, SIGTERM and SIGHUP take effect.
+"""Signal handling: turns SIGTERM and SIGHUP into KeyboardInterrupt, and defers or ignores signals for a while.
 
 Python lets only the main thread set signal handlers; in any other thread the functions here do nothing. A signal that
 was ignored when the program started stays ignored, as SIGHUP under `nohup` and SIGINT in a script's background jobs.
@@ -15,12 +15,12 @@ from typing import Any
 _Handler = Callable[[int, Any], Any] | signal.Handlers
 _TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
 _ENDING = [signal.SIGINT, *_TO_END]
-# With the two that sweep/execution/ray_cluster.py sends: SIGUSR1 for SIGTERM and SIGHUP, SIGUSR2 when Ray is lost.
+# sweep/execution/ray_cluster.py sends two more: SIGUSR1 in place of SIGTERM and SIGHUP, SIGUSR2 when Ray is lost.
 _ALL = [*_ENDING, *(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))]
 
 
 def listen() -> None:
-    """From here on SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and none is ever lost."""
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and raises it again if Python drops it."""
     if in_main_thread():
         _handle(_TO_END, interrupt)
         sys.unraisablehook = _once_more
@@ -35,7 +35,8 @@ def interrupt(number: int, frame: object) -> None:
 
 
 def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Python drops what is raised in a finaliser or a weak reference's callback: Ctrl-C comes again a moment later."""
+    """`sys.unraisablehook` that sends the signal again after 10 ms: Python drops a KeyboardInterrupt that is raised in
+    a finaliser or in the callback of a weak reference."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         heard = (number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN)
         threading.Timer(0.01, os.kill, (os.getpid(), next(heard, signal.SIGINT))).start()
@@ -44,7 +45,7 @@ def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _handle(numbers: list[signal.Signals], handler: _Handler) -> None:
-    """Sets the handler for those that are not ignored."""
+    """Sets the handler of each signal that is not ignored."""
     for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
@@ -52,7 +53,7 @@ def _handle(numbers: list[signal.Signals], handler: _Handler) -> None:
 
 @contextmanager
 def _handlers_restored() -> Iterator[None]:
-    """Whatever handlers are installed meanwhile, those of before are back afterwards."""
+    """Restores the present signal handlers at the end of the block."""
     before = {number: signal.getsignal(number) for number in _ALL}
     try:
         yield
@@ -71,14 +72,14 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
 
 
 def ignored() -> AbstractContextManager[None]:
-    """For what must not be left half done."""
+    """Ignores the signals during a block that must not be left half done."""
     return _handled_by(signal.SIG_IGN)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """What comes meanwhile takes effect afterwards: in the middle of a write to the study it would leave the database
-    locked."""
+    """Defers signals to the end of the block. A KeyboardInterrupt in the middle of a write to the study would leave the
+    database locked."""
     came: list[int] = []
     with _handled_by(lambda number, frame: came.append(number)):
         yield
@@ -88,8 +89,9 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def passed_to_tune() -> Iterator[None]:
-    """Tune handles SIGINT and SIGUSR1 meanwhile, by saving and returning."""
-    # It would handle SIGINT also where that is ignored, unless it is told not to.
+    """Lets Ray Tune install its own handlers of SIGINT and SIGUSR1 during the block, which save Tune's state and make
+    `fit()` return."""
+    # Tune would also handle a SIGINT that is ignored, unless this variable forbids it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = str(int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
     with _handlers_restored():
         yield

@@ -1,7 +1,7 @@
-"""Runs a search's trials as Ray Tune actors, each on the CPUs and the GPU share allotted to it.
+"""Ray executor: runs a search's trials as Ray Tune actors, each on its share of CPUs and GPU.
 
-Ray starts, places and restarts processes. What to try, when to stop and what is known stay with `Search`; a trial
-that is started again finds its own checkpoint.
+Ray starts, places and restarts processes. `Search` suggests values, stops trials early and keeps the results; Tune's
+searcher and scheduler only forward to it. A restarted trial resumes from its own checkpoint, not from Ray's.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ ray_compat.share_workers()
 
 
 class RayTrial(tune.Trainable):
-    """`step` is the next epoch, `cleanup` closes. Neither setting up nor resetting does work that can fail: a failed
-    reset of a reused actor would hang Tune."""
+    """Adapts `Trial` to Ray Tune's class API: `step` trains one epoch, `cleanup` closes the trial. `step` also creates
+    the trial, because Tune hangs if the reset of a reused actor fails."""
 
-    sweep: SweepConfig  # a sweep's own subclass has them
+    sweep: SweepConfig  # both are class attributes of the subclass that `_tuner` makes
     workplace: Workplace
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -54,11 +54,11 @@ class RayTrial(tune.Trainable):
             trial.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Ray asks for one when it is interrupted; a trial keeps its own."""
+        """Does nothing: Ray calls this when it is interrupted, but a trial saves its own checkpoints."""
 
 
 class _HasSearch:
-    """Ray pickles what it is given into its own state; the search stays out of it, for it keeps itself on disk."""
+    """Keeps the search and the cluster out of the pickles in which Ray saves its state: `study.db` holds the search."""
 
     _search: Search
 
@@ -67,7 +67,7 @@ class _HasSearch:
 
 
 class _Suggestions(_HasSearch, Searcher):
-    """Hands the search's trials to Ray."""
+    """Tune searcher that asks `Search` for the next trial."""
 
     def __init__(self, search: Search) -> None:
         super().__init__()
@@ -81,17 +81,17 @@ class _Suggestions(_HasSearch, Searcher):
         return str(Searcher.FINISHED) if self._search.exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The scheduler has told the search already."""
+        """Does nothing: the scheduler has already reported to the search."""
 
     def save(self, checkpoint_path: str) -> None:
-        """The search keeps itself on disk."""
+        """Does nothing: `study.db` holds the search."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
 
 
 class _Decisions(_HasSearch, FIFOScheduler):
-    """Hands each epoch's result to the search, and its decision to Ray."""
+    """Tune scheduler that reports each epoch to `Search`, whose answer stops the trial or lets it continue."""
 
     def __init__(self, search: Search, cluster: RayCluster) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if self._cluster.is_ending(within=1):
-            return  # the trial stays live in the search, which is about to end
+            return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
         reason = str(trial.get_error() or "no reason was given")
         with held_back():
             self._search.fail(trial.config["number"], f"its process was lost: {last_error(reason)}")
@@ -118,8 +118,9 @@ def run(
     cluster: RayCluster,
     give_up: Callable[[str], None],
 ) -> None:
-    """Returns when all trials are final, or early after Ctrl-C or SIGTERM or without Ray, with trials still live in
-    `search`. If it can't return without Ray, a thread calls `give_up` with the reason."""
+    """Runs trials until all are final. Returns early after Ctrl-C or SIGTERM and when Ray is lost, with trials still
+    unfinished in `search`. If Ray is lost while the main thread is blocked inside Ray's C++, another thread calls
+    `give_up` with the reason."""
     try:
         cluster.wait()
         with cluster.watched(give_up), passed_to_tune():
@@ -131,8 +132,8 @@ def run(
 def _tuner(
     search: Search, config: SweepConfig, workplace: Workplace, allotment: Allotment, cluster: RayCluster
 ) -> tune.Tuner:
-    # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet says goodbye, Ray's C++
-    # wants to mark them as lost in that store, finds it closed, and ends the sweep's process.
+    # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet disconnects, Ray's C++
+    # tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
     class SweepsTrial(RayTrial):
         pass
 

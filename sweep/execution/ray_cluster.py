@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine, started, watched and stopped while the sweep does other things."""
+"""The sweep's own local Ray cluster: threads start, watch and stop Ray, while the sweep does other things."""
 
 import fcntl
 import gc
@@ -29,22 +29,26 @@ ray_compat.set_environment()
 
 import ray  # noqa: E402, which reads the environment that was set
 
-_PATIENCE = 10.0  # seconds that Ray has to end
+_PATIENCE = 10.0  # seconds that Ray gets to shut down
 _SESSION = re.compile("[0-9a-f]{8}")
-_LONGEST_FOLDER = 107 - 64  # Ray's sockets lie 64 characters below, and a socket's path has at most 107
+_LONGEST_FOLDER = 107 - 64  # a Unix socket's path has at most 107 characters, of which Ray's part below takes 64
 
 
 class RayLost(KeyboardInterrupt):
-    """Ray did not start, or lost a process that it can't do without. The text is a sentence for the terminal.
+    """Ray did not start, or one of its essential processes ended. The message is a sentence for the terminal.
 
-    Like Ctrl-C it may be raised anywhere in the main thread, and what catches all exceptions must let it through.
+    A KeyboardInterrupt, because a signal handler raises it anywhere in the main thread, where `except Exception` must
+    not catch it.
     """
 
 
 class RayCluster:
-    """Starts Ray in a thread; `wait()` returns when it is up. One thread starts and stops Ray, for the kernel ends
-    Ray's processes with the thread that started them. Another watches them, and raises RayLost in the main thread if
-    they end before `wait()` or while `watched()`. Raises ConfigError where Ray can't run."""
+    """Starts Ray in a thread; `wait()` returns when it is up. Raises ConfigError where Ray can't run.
+
+    One thread starts and stops Ray and lives in between, because the kernel kills Ray's processes when the thread that
+    started them ends (PR_SET_PDEATHSIG). Another thread watches the processes, and raises RayLost in the main thread if
+    one ends before `wait()` or within `watched()`.
+    """
 
     def __init__(self, cpus: int) -> None:
         _require_loopback()
@@ -66,7 +70,7 @@ class RayCluster:
         threading.Thread(target=self._watch, name="ray's processes", daemon=True).start()
 
     def wait(self) -> None:
-        """Raises RayLost if Ray does not start."""
+        """Blocks until Ray is up. Raises RayLost if it does not start."""
         self._starting = False
         while not wait([self._up], timeout=0.1).done:
             self._raise_if_lost()
@@ -77,7 +81,8 @@ class RayCluster:
 
     @property
     def lost(self) -> str | None:
-        """Which of the processes that Ray can't do without has ended, before `stop()` ended them all."""
+        """A sentence that names the essential process (GCS server or raylet) which has ended, or None. After `stop()`
+        it keeps its last value, because then all processes end."""
         if self._over.is_set():
             return self._lost
         for process in self._processes:
@@ -87,8 +92,9 @@ class RayCluster:
         return None
 
     def is_ending(self, within: float) -> bool:
-        """Whether Ray is lost or SIGTERM came, perhaps to all processes, or does `within` so many seconds: a trial that
-        loses its own process is then not to blame. A raylet that got SIGTERM ends the trials' processes before itself.
+        """Whether Ray is lost or SIGTERM has come, or does within `within` seconds. A trial whose process has died is
+        then not to blame: SIGTERM may have been sent to all processes, and a raylet that gets it ends the trials'
+        processes before itself.
         """
         deadline = time.monotonic() + within
         while not (ending := self._terminated.is_set() or self.lost is not None) and time.monotonic() < deadline:
@@ -97,23 +103,24 @@ class RayCluster:
 
     @contextmanager
     def watched(self, give_up: Callable[[str], None]) -> Iterator[None]:
-        """Raises RayLost as soon as Ray is lost (outside of the main thread: when Ray notices), and instead of whatever
-        Ray itself raises then. Where Ray's C++ waits for its lost server, nothing can be raised: a thread then calls
-        `give_up` with the reason, which has to end the process."""
+        """Raises RayLost in the block as soon as Ray is lost, and in place of Ray's own exceptions about that. If the
+        block runs outside of the main thread, RayLost comes only when Ray itself notices. While Ray's C++ blocks the
+        main thread to wait for a lost server, no exception can be raised: after three seconds a thread calls
+        `give_up(reason)`, which must end the process."""
         self._give_up, self._watched = give_up, True
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
             self._watched = False
             if self.lost is not None:
-                # Ray's objects in the frames of the error: freeing them would wait for the lost server.
+                # Keeps Ray's objects in the error's frames alive: freeing them would wait for the lost server.
                 self._kept = error
                 gc.freeze()
             self._raise_if_lost()
             raise
         finally:
             self._watched = False
-            with self._giving_up:  # if `give_up` was called, it ends the process
+            with self._giving_up:  # if `give_up` is running, blocks until it ends the process
                 pass
         self._raise_if_lost()
 
@@ -123,8 +130,8 @@ class RayCluster:
             raise RayLost(lost)
 
     def _mute(self) -> None:
-        """Gives what Ray's C++ prints about its lost processes to nobody: it writes to file descriptor 2, from which
-        Python's `sys.stderr` moves away."""
+        """Discards what Ray's C++ prints about its lost processes: points file descriptor 2, to which C++ writes, at
+        /dev/null, and moves `sys.stderr` to a duplicate of the old descriptor."""
         stream = sys.stderr
         if self._muted or stream is not sys.__stderr__ or stream is None:
             return
@@ -146,13 +153,14 @@ class RayCluster:
         if not self._over.is_set():
             self._lost = self.lost
             if self._lost is None:
-                # What Ray gave and nobody holds any more: freed while Ray ends or later, it could block or end the
-                # process.
+                # Frees unreferenced Ray objects now: freed while Ray shuts down or later, they could block or end
+                # the process.
                 gc.collect()
             self._over.set()
 
     def close(self) -> None:
-        """Ray takes one to four seconds. If it is lost or stuck, its processes are killed."""
+        """Waits until Ray is down, which takes one to four seconds. Kills its processes if Ray is lost, or not down
+        after ten seconds."""
         self.stop()
         if self.lost is None:
             self._thread.join(_PATIENCE)
@@ -169,7 +177,7 @@ class RayCluster:
                 num_cpus=self._cpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="CRITICAL",  # a lost process is told in a line of our own
+                logging_level="CRITICAL",  # the sweep reports a lost process itself, in one line
                 _temp_dir=self._folder,
             )
             self._up.set_result(None)
@@ -185,7 +193,8 @@ class RayCluster:
                 self._interrupt_caller(lost)
 
     def _interrupt_caller(self, lost: str) -> None:
-        """Repeats the signal, because what its handler raises may fall into code that drops it."""
+        """Sends SIGUSR2, whose handler raises RayLost, up to three times: code may drop the exception, as Python does
+        in finalisers. Calls `give_up` if the main thread does not react."""
         self._mute()
         for _ in range(3):
             if self._in_main_thread:
@@ -199,8 +208,9 @@ class RayCluster:
     def _start_process(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         """Starts one of Ray's processes.
 
-        Each gets a session of its own: signals to the process group of the sweep then reach only the sweep, which needs
-        Ray until it has ended its trials. The kernel still ends them with the thread that started them.
+        Each gets a session of its own, so that a signal to the sweep's process group (Ctrl-C) does not reach Ray, which
+        the sweep needs until its trials have ended. The kernel still kills the process when the thread that started it
+        ends.
         """
         ask_kernel = options["preexec_fn"]
 
@@ -215,7 +225,7 @@ class RayCluster:
         return process
 
     def _kill(self) -> None:
-        """Also kills workers and agents, whose own parent may have ended: they are in its session."""
+        """Kills Ray's processes and all others in their sessions: also workers and agents whose parent has ended."""
         sessions = {process.pid for process in self._processes}
         for pid in psutil.pids():
             with suppress(OSError):
@@ -225,11 +235,12 @@ class RayCluster:
 
 @contextmanager
 def _signals_taken_by_a_thread() -> Iterator[threading.Event]:
-    """Blocks the signals that raise KeyboardInterrupt in this program, SIGTERM above all: a thread waits for them and
-    sends SIGUSR1, which raises it too. Yields an event that is set when one has come.
+    """Blocks SIGTERM and the other signals that raise KeyboardInterrupt here, and receives them in a thread
+    (`sigwait`), which sends SIGUSR1 to raise KeyboardInterrupt. Yields an event that is set when a signal has come.
 
-    When Ray's C++ starts and when it ends, it installs handlers for SIGTERM that end the process. A signal that is
-    blocked in all threads runs no handler. For the main thread, before it starts others, which inherit the block.
+    The reason: Ray's C++ installs handlers of SIGTERM that end the process, both when it starts and when it ends. A
+    signal that is blocked in all threads runs no handler. Must be entered by the main thread before it starts other
+    threads, which inherit its signal mask; elsewhere it does nothing.
     """
     came, over = threading.Event(), threading.Event()
     numbers = {number for number in signal.valid_signals() if signal.getsignal(number) is interrupts.interrupt}
@@ -255,14 +266,14 @@ def _signals_taken_by_a_thread() -> Iterator[threading.Event]:
         over.set()
         signal.pthread_kill(thread.ident or 0, min(numbers))
         thread.join()
-        for number in numbers:  # Python's own handlers, instead of those that C++ has left
+        for number in numbers:  # installs Python's handlers again in place of those that Ray's C++ left
             signal.signal(number, signal.getsignal(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGUSR1, usual)
 
 
 def _require_loopback() -> None:
-    """Raises ConfigError on a machine that can't talk to itself: Ray would try for half a minute."""
+    """Raises ConfigError if connections to 127.0.0.1 fail, for which Ray would retry for half a minute."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=5).close()
@@ -273,10 +284,11 @@ def _require_loopback() -> None:
 
 @contextmanager
 def _session_folder() -> Iterator[str]:
-    """A folder for Ray, removed at the end. What a killed sweep has left is removed by the next.
+    """Yields a new temporary folder for Ray and removes it at the end, as it does those that killed sweeps have left.
 
-    Ray opens its folder to everybody (mode 0777), so that folder lies in one that only this user can enter. In it are
-    folders that sweeps have made, each locked while its sweep lives; nothing else is ever removed. Raises ConfigError.
+    Ray gives its folder mode 0777, so it lies inside one of mode 0700 that only this user can enter. There each sweep
+    holds an advisory lock (flock) on its own folder while it lives; only folders of such names without a lock are
+    removed. Raises ConfigError.
     """
     parent = Path(tempfile.gettempdir(), f"crnn-sweep-{os.geteuid()}")
     if len(str(parent / "12345678" / "ray")) > _LONGEST_FOLDER:
@@ -290,7 +302,8 @@ def _session_folder() -> Iterator[str]:
 
 
 def _make_session(parent: Path, closing: ExitStack) -> Path:
-    """Raises OSError."""
+    """Creates and locks a folder of this sweep in `parent`, after removing those of sweeps that no longer live. Raises
+    OSError, also if another user can enter `parent`."""
     while True:
         with suppress(FileExistsError):
             parent.mkdir(mode=0o700)
@@ -309,18 +322,19 @@ def _make_session(parent: Path, closing: ExitStack) -> Path:
             closing.enter_context(lock)
             return own
         except (FileNotFoundError, BlockingIOError):
-            continue  # another sweep, which began or ended at this moment, has removed it
+            continue  # a sweep that started or ended at this moment has removed or locked the folder
 
 
 def _remove(own: Path) -> None:
     shutil.rmtree(own, ignore_errors=True)
-    with suppress(OSError):  # another sweep's folder lies beside it
+    with suppress(OSError):  # not empty: it holds another sweep's folder
         own.parent.rmdir()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Goes with the process that holds it. Raises OSError if another does, and if it is no folder."""
+    """Holds an advisory lock (flock) on the folder, which the kernel releases if this process dies. Raises OSError if
+    another process holds the lock, or if the path is not a folder."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""What this program sets and patches in Ray, seen in Ray 2.60. tests/test_ray_compat.py says what is no longer needed.
+"""Environment variables and patches for Ray 2.60. tests/test_ray_compat.py tells which are no longer needed.
 
-Ray reads its environment variables when it is imported: `set_environment` must come before that.
+Ray reads its environment variables when it is imported, so `set_environment` must be called before.
 """
 
 import os
@@ -9,56 +9,57 @@ import subprocess
 from collections.abc import Callable
 
 ENVIRONMENT = {
-    # Ray listens on all interfaces: only who has the token may talk to it.
+    # Ray listens on all network interfaces; the token keeps other users and machines out.
     "RAY_AUTH_MODE": "token",
-    # Neither Ray's own progress tables on the terminal nor its report of usage to its makers.
+    # Turns off Ray's progress tables on the terminal and its usage statistics.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Trials keep the sweep's working directory: relative paths in a config mean the same in all of them.
+    # Trials keep the sweep's working directory, so that relative paths in a config mean the same in every process.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Ray's coming default, so that it does not warn: GPUs stay visible to a trial that gets none, which hides them.
+    # Ray's future default, set to silence its warning. GPUs stay visible to a trial that gets none; `keep_to_share`
+    # hides them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray's memory monitor kills trials when other programs fill the machine, with an exception that Tune does not
-    # expect. Without it the kernel kills one process when memory is short, which costs its trial one epoch.
+    # Turns off Ray's memory monitor, which kills trials when other programs fill the memory, with an exception that
+    # Tune does not expect. Without it the kernel's OOM killer ends one process, which costs its trial one epoch.
     "RAY_memory_monitor_refresh_ms": "0",
-    # So many seconds after it has lost its server, Ray's C++ ends the process: by then the sweep has ended by itself.
+    # After 600 s without its server (GCS), Ray's C++ ends the process; by then the sweep has ended by itself.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
-    # Otherwise Ray's constructor waits, holding Python's lock, until a worker for each CPU has started: nothing would
-    # watch Ray's processes meanwhile, and the main thread could not import torch.
+    # Otherwise Ray holds the GIL until it has started one worker per CPU. Meanwhile no thread could watch Ray's
+    # processes, and the main thread could not import torch.
     "RAY_prestart_worker_first_driver": "0",
-    # Ray's processes look for each other as long as by default, but fifty times as often: they all start at once.
+    # Ray's processes try to connect for as long as by default, but fifty times as often: they all start at once.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
-    # Tune writes no TensorBoard, CSV and JSON logs of its own, and does not warn that it saves its state often.
+    # Turns off Tune's own TensorBoard, CSV and JSON loggers, and its warning that it saves its state often.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
 
 def set_environment() -> None:
-    """For this process and all that it starts, with a new token unless there is one."""
+    """Sets the variables for this process and its children, with a new random token unless one is set."""
     os.environ.update(ENVIRONMENT)
-    if not os.environ.get("RAY_AUTH_TOKEN", "").strip():  # instead of an empty one Ray takes one from the user's home
+    if not os.environ.get("RAY_AUTH_TOKEN", "").strip():  # if empty, Ray reads one from the home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def start_processes_with(start: "Callable[..., subprocess.Popen[bytes]]") -> None:
-    """Has Ray start its own processes through `start`, which takes the arguments of Popen."""
+    """Makes Ray start its own processes through `start`, which takes the arguments of `subprocess.Popen`."""
     from ray._private import services
 
     services.ConsolePopen = start
 
 
 def silence_error_thread() -> None:
-    """Ends what Ray prints on the terminal about its own processes, from a thread that it starts for that."""
+    """Stops Ray from printing errors of its own processes on the terminal, which it does from a thread."""
     from ray._private import worker
 
     worker.listen_error_messages = lambda *arguments, **options: None
 
 
 def share_workers() -> None:
-    """Lets trials run in processes that are there already. A trial that asks for environment variables of its own never
-    gets one, and Tune asks for some, which are in everyone's environment anyway."""
+    """Lets trials run in idle worker processes. Ray starts a new process for a trial that requests environment
+    variables, and Tune always requests some; they are in the environment of every process anyway."""
     from ray.tune.execution import class_cache
 
     class_cache.DEFAULT_ENV_VARS.clear()

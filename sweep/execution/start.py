@@ -1,4 +1,4 @@
-"""From the command line to a sweep: reads the config, checks it and its folders, and starts Ray."""
+"""Start of a sweep: reads and checks the command line, the config and the folders, and starts Ray."""
 
 import argparse
 import logging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for on the command line, read and checked."""
+    """The command line, read and checked."""
 
     options: argparse.Namespace
     config: SweepConfig
@@ -32,14 +32,15 @@ class Request:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The exit code of a sweep. What goes wrong before the sweep has its folder is answered here."""
+    """Runs a sweep and returns its exit code. Errors before the sweep has its folder are reported here, later ones by
+    `Sweep.run`."""
     interrupts.listen()
     logging.raiseExceptions = False  # report a full disk once instead of once per log call
     closing = ExitStack()
     try:
         request = _read_and_check(options)
         cluster = None if options.local or options.dry_run else _start_ray(closing)
-        # Torch takes seconds to import: most bad input has been answered by now, and Ray starts meanwhile.
+        # Imported late, because torch takes seconds: most bad input is refused before, and Ray starts in the meantime.
         with collector_paused():
             from sweep.execution import sweep
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(str(error) or "\ninterrupted", file=sys.stderr)  # RayLost has a text
+        print(str(error) or "\ninterrupted", file=sys.stderr)  # RayLost has a message
         return faults.INTERRUPTED
     except BaseException as error:
         if (outside := faults.surroundings(error)) is not None:
@@ -57,13 +58,13 @@ def run(options: argparse.Namespace) -> int:
         print(f"an error of this program: {faults.one_line(error)}; {_keep_traceback()}", file=sys.stderr)
         return faults.INTERNAL
     finally:
-        # A Ctrl-C halfway would leave a driver without its raylet, and then Ray ends the process from C++.
+        # Ctrl-C in the middle would leave Ray's driver without its raylet, for which Ray's C++ ends the process.
         with interrupts.ignored():
             closing.close()
 
 
 def _read_and_check(options: argparse.Namespace) -> Request:
-    """Raises ConfigError."""
+    """Reads the config and checks all that needs neither torch nor Ray. Raises ConfigError."""
     for option in ("resume", "output_dir", "cache_dir"):
         if (folder := getattr(options, option)) is not None:
             setattr(options, option, folders.expanded(folder, f"--{option.replace('_', '-')}"))
@@ -78,7 +79,7 @@ def _read_and_check(options: argparse.Namespace) -> Request:
 
 def _start_ray(closing: ExitStack) -> "RayCluster":
     """Starts Ray in a thread. Raises ConfigError where it can't run."""
-    # Ray takes a second to import, and with --local it is not needed.
+    # Imported here, because Ray takes a second to import and --local does not need it.
     from sweep.execution.ray_cluster import RayCluster
 
     cluster = RayCluster(usable_cpus())
@@ -87,7 +88,8 @@ def _start_ray(closing: ExitStack) -> "RayCluster":
 
 
 def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[str, Any], dict[str, Any] | None]]:
-    """The config with everything resolved, and where it came from. Raises ConfigError."""
+    """The config with all options applied, and its origin (file, --set, --trial) for error sentences. Raises
+    ConfigError."""
     settings = parse_settings("--set", options.set)
     trial = None if options.trial is None else parse_settings("--trial", split_at_commas(options.trial))
     source = options.config
@@ -119,7 +121,7 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
 
 
 def _keep_traceback() -> str:
-    """Writes the traceback into a file of its own, because there is no sweep.log; says where."""
+    """Writes the traceback to a temporary file, because there is no sweep.log yet. Returns a clause that says where."""
     text = traceback.format_exc()
     try:
         with tempfile.NamedTemporaryFile("w", prefix="crnn-sweep-error-", suffix=".txt", delete=False) as file:

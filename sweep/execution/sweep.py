@@ -1,4 +1,4 @@
-"""A sweep from its folder to its report: the order in which things happen, and the one way out."""
+"""The course of a sweep: takes its folder, runs its trials and writes its report, whatever ends it."""
 
 import argparse
 import logging
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> int:
-    """The exit code; `closing` gets what has to be closed at the end. Raises ConfigError."""
+    """Shares out the machine, takes the sweep's folder and lock, and runs the sweep. Returns the exit code. Callbacks
+    that the caller must run at the end are pushed onto `closing`. Raises ConfigError."""
     options, config = request.options, request.config
     machine = this_machine()
     with blaming(*request.origin):
@@ -61,7 +62,7 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
 
 @dataclass
 class Sweep:
-    """A sweep that has its folder and its lock: from the first file in it to the report."""
+    """A sweep that holds the lock of its folder. `run` trains its trials and writes its results."""
 
     options: argparse.Namespace
     config: SweepConfig
@@ -76,8 +77,9 @@ class Sweep:
     board: TensorBoard | None = None
 
     def run(self) -> int:
-        """The one way out of a sweep, whatever ends it: the exit code, after the leaderboard, the winner and the report
-        of what there is, and the command that goes on. Raises ConfigError if the study is refused."""
+        """Runs the sweep and returns its exit code. Whatever ends the sweep, this first writes the leaderboard, the
+        winner and the report of the trials so far, and prints the command that resumes an interrupted sweep. Raises
+        ConfigError if the study is damaged or belongs to another config."""
         try:
             code = self._end(self._train())
         except ConfigError:
@@ -95,20 +97,21 @@ class Sweep:
         return code
 
     def _train(self) -> Fault | None:
-        """Runs all trials that have not ended; says what kept it from that. Raises ConfigError."""
+        """Runs all trials that have not ended. Returns None, or the fault that cut the sweep. Raises ConfigError."""
         try:
             self._open()
             self._run_trials()
         except ConfigError:
             raise
-        except BaseException as error:  # among them a library's SystemExit
+        except BaseException as error:  # a library may raise SystemExit
             return _logged(error)
         return None
 
     def _open(self) -> None:
-        """Opens the study, which may be refused, before it changes any file."""
+        """Opens the study, the log, TensorBoard and the reporter. The study comes first, because it may be refused, and
+        a refused sweep must not change any file. Raises ConfigError."""
         root, terminal, options = self.workplace.root, self.terminal, self.options
-        # In UTF-8 also where the terminal speaks another encoding.
+        # UTF-8 even if the locale has another encoding.
         log = logging.FileHandler(root / "sweep.log", encoding="utf-8", errors="backslashreplace", delay=True)
         logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
         self.search = Search(
@@ -128,7 +131,7 @@ class Sweep:
         self.reporter = Reporter(self.config, self.workplace)
 
     def _run_trials(self) -> None:
-        """Renders the images that are missing first."""
+        """Renders missing images, then runs the trials that have not ended."""
         search, reporter, terminal, config = self.search, self.reporter, self.terminal, self.config
         assert search is not None
         assert reporter is not None
@@ -144,12 +147,13 @@ class Sweep:
         elif self.cluster is None:
             in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
         else:
-            from sweep.execution import on_ray  # not with --local, which does without Ray
+            from sweep.execution import on_ray  # imports Ray, which --local does without
 
             on_ray.run(search, config, self.workplace, self.allotment, self.cluster, self._give_up)
 
     def _give_up(self, why: str) -> None:
-        """Ends the process from a thread, for the main thread waits in Ray's C++ for a Ray that is lost."""
+        """Writes the report and ends the process. Called from a thread when Ray is lost and the main thread is blocked
+        inside Ray's C++."""
         try:
             self._end(Fault(why, faults.INTERRUPTED))
             sys.stdout.flush()
@@ -157,10 +161,11 @@ class Sweep:
             os._exit(faults.INTERRUPTED)
 
     def _end(self, fault: Fault | None) -> int:
-        """Reports what there is. The exit code tells first what cut the sweep, then what the report lacks."""
+        """Writes and prints the results so far. The exit code is that of the fault that cut the sweep; else that of the
+        worst fault in writing the results; else that of the search."""
         search, reporter, terminal = self.search, self.reporter, self.terminal
         if self.cluster is not None:
-            self.cluster.stop()  # meanwhile the report is written
+            self.cluster.stop()  # Ray shuts down while the report is written
         terminal.stop()
         if search is None or reporter is None or (fault is not None and not search.records):
             assert fault is not None
@@ -176,12 +181,12 @@ class Sweep:
         worst = fault or max(lacking, key=lambda lack: lack.code, default=None)
         if worst is None or worst.code == 0 or search.interrupted:
             return fault.code if fault else search.exit_code
-        terminal.cut(worst.sentence)  # all trials have ended, but not the sweep
+        terminal.cut(worst.sentence)  # all trials have ended, but some results are missing
         return worst.code
 
 
 def _logged(error: BaseException) -> Fault:
-    """What the error means, its traceback in sweep.log."""
+    """Writes the error's traceback to sweep.log and returns its meaning."""
     if not isinstance(error, KeyboardInterrupt):
         logging.getLogger("sweep").error("the sweep was cut:", exc_info=error)
     return Fault.of(error)

@@ -1,4 +1,4 @@
-"""One trial of a sweep: trains, logs, saves, an epoch at a time. Ray and the in-process executor both drive it."""
+"""One trial of a sweep: trains, logs and saves, one epoch per call. Both executors, Ray and in-process, drive it."""
 
 import contextlib
 import errno
@@ -35,10 +35,10 @@ from sweep.wording import faults
 
 
 class Trial:
-    """Goes on from the newest whole checkpoint in its folder, if there is one.
+    """A trial that resumes from the newest undamaged checkpoint in its folder, if there is one.
 
-    An epoch's checkpoint is written after everything else of that epoch, with the sizes the event files then had: what
-    a killed process logged after it is cut off, so an epoch is in the curves once or not at all.
+    The checkpoint of an epoch is written after everything else of that epoch and holds the sizes of the event files at
+    that moment. On resume the files are truncated to these sizes, so an epoch is in the curves once or not at all.
     """
 
     def __init__(self, base: SweepConfig, workplace: Workplace, record: TrialRecord) -> None:
@@ -48,10 +48,13 @@ class Trial:
         self._closing = contextlib.ExitStack()
 
     def step(self) -> dict[str, Any]:
-        """Trains one more epoch. The result's `state` is running, completed, diverged, failed, or interrupted if
-        something outside of this program made it fail (see `faults.surroundings`), which would fail the other trials
-        too. With the last three comes one line of `error`, with failed whether it was `out_of_memory`. Raises
-        nothing: an error of one trial is no reason to lose its process."""
+        """Trains one more epoch and returns its result.
+
+        `state` is running, completed, diverged, failed or interrupted. Interrupted means that something outside of this
+        program made the trial fail, such as a full disk (see `faults.surroundings`), which would fail the other trials
+        too. The last three states have `error`, one line; failed also has `out_of_memory`, a bool. Raises no exception:
+        the process goes on with other trials.
+        """
         try:
             if self._epochs is None:
                 self._epochs = self._open()
@@ -70,10 +73,10 @@ class Trial:
         with contextlib.suppress(OSError):  # a full disk
             self._closing.close()
         if self.workplace.gpus:
-            torch.accelerator.empty_cache()  # this process may live on, and others share the device
+            torch.accelerator.empty_cache()  # the process may be reused, and others share the device
 
     def _open(self) -> Generator[dict[str, Any]]:
-        # A killed driver's workers live on for some seconds: wait until the last one lets go of this trial.
+        # Workers outlive a killed driver by some seconds: wait until the last one releases this trial's lock.
         self._closing.enter_context(self.workplace.lock(self.record.name).acquire(timeout=60))
         torch.set_num_threads(self.workplace.threads)
         memory.keep_freed_blocks()
@@ -122,16 +125,17 @@ class Trial:
                 if self.record.replicate_of is not None and result["state"] == "completed":
                     result["test_error_rate"] = self._judge(config, data)
                     writer.log(epoch.number, {"test/error_rate": result["test_error_rate"]})
-                # Last: a checkpoint says that all of its epoch is on the disk.
+                # Last, because the checkpoint promises that everything of its epoch is on disk.
                 self._save(epoch, {"positions": writer.positions, "pictures": pictures.state, "result": result})
                 yield {**result, "note": "; ".join(filter(None, (note, epoch.note))) or None}
                 seconds, begin = result["seconds"], time.monotonic()
 
     def _prepare_folder(self, sweep: SweepConfig, config: TrialConfig) -> str | None:
-        """Writes config.yaml. Returns a sentence if files of another trial had to be moved aside."""
+        """Creates the trial's folder with config.yaml. Returns a sentence if leftover files of another trial were moved
+        to `aside/`."""
         moved = self._move_strangers_aside(config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
         replace_file(self.folder / "config.yaml", sweep.yaml.encode())
         return moved
 
@@ -141,7 +145,7 @@ class Trial:
         writer.begin(group, hparams(self.base.search.space, self.record.values), config, sweep.yaml)
 
     def _average_of(self, network: nn.Module, config: TrialConfig) -> AveragedWeights | None:
-        """The network's averaged weights, if early stopping compares them."""
+        """The EMA of the network's weights, if early stopping compares it."""
         if self._stopping is None or not self.base.averages:
             return None
         return AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
@@ -157,19 +161,20 @@ class Trial:
         checkpoints.save(self.folder / "best.pt", state)
 
     def _save(self, epoch: Epoch, kept: dict[str, Any]) -> None:
-        """Writes the checkpoint to resume from, and keeps the one before it."""
+        """Writes the checkpoint to resume from. Keeps the one before it, a fallback if the new one is damaged."""
         checkpoints.save(self.folder / f"epoch_{epoch.number:04d}.pt", {**epoch.state, **kept})
         for old in sorted(self.folder.glob("epoch_*.pt"))[:-2]:
             old.unlink()
 
     @property
     def _stopping(self) -> Asha | Median | None:
-        """None for a trial that nothing stops early, as a replicate."""
+        """The early-stopping rule of this trial; None without early stopping and for a replicate."""
         stopping = self.base.search.early_stopping
         return None if isinstance(stopping, NoStopping) or self.record.replicate_of else stopping
 
     def _rung_score(self, epoch: Epoch, average: AveragedWeights | None, data: Data) -> float | None:
-        """What early stopping compares; None after an epoch that it does not look at."""
+        """The score that early stopping compares, lower is better, infinite if it is not finite. None if early stopping
+        does not compare trials after this epoch."""
         stopping, training = self._stopping, data.config.training
         if stopping is None or epoch.number == training.epochs or not decides(stopping, epoch.number):
             return None
@@ -179,7 +184,8 @@ class Trial:
         return cost if math.isfinite(cost) else math.inf
 
     def _judge(self, config: TrialConfig, data: Data) -> float:
-        """Error rate on the test set of the best epoch's weights, whose readings then lie beside them."""
+        """Error rate of the best epoch's weights on the test set. Adds the test scores and the texts read to
+        `best.pt`."""
         best = checkpoints.load(self.folder / "best.pt")
         network = make_network(config, data.device)
         network.load_state_dict(best["network"])
@@ -190,7 +196,8 @@ class Trial:
         return scores.error_rate
 
     def _newest_checkpoint(self, writer: TrialWriter) -> tuple[dict[str, Any] | None, str | None]:
-        """With a sentence if one had to be passed over."""
+        """The newest usable checkpoint, or None, and a sentence if others had to be skipped. Deletes each checkpoint
+        that is damaged, or whose event files are shorter than when it was written."""
         damaged: list[str] = []
         for path in sorted(self.folder.glob("epoch_*.pt"), reverse=True):
             try:
@@ -204,9 +211,10 @@ class Trial:
         return None, _passed_over(damaged, "started again")
 
     def _move_strangers_aside(self, config: TrialConfig) -> str | None:
-        """Files of another trial that had this name, which no search knows any more, are kept, but not mixed in."""
+        """Moves leftover files of an unknown trial with the same name to `aside/`, so that two trials never share a
+        folder. Returns a sentence if there were any."""
         folders = {"trial": self.folder, "tensorboard": self.logs}
-        # Killed as it began, a trial leaves an empty folder, or one with a temporary file that is written over.
+        # Not an empty folder or hidden temporary files: a trial that was killed at its start leaves those.
         there = {name: path for name, path in folders.items() if path.is_file() or any(path.glob("[!.]*"))}
         if not there or _same(config, self.folder / "config.yaml"):
             return None
@@ -218,7 +226,7 @@ class Trial:
 
 
 def _same(config: TrialConfig, file: Path) -> bool:
-    """Whether the file describes this trial, wherever its images are kept."""
+    """Whether the config file is this trial's, apart from the location of the image cache."""
     try:
         found = read_trial(file)
     except ConfigError:
@@ -231,15 +239,16 @@ def _passed_over(damaged: list[str], what: str) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """On a device or on the host; CUDA's libraries and the CPU allocator say so in words."""
+    """Whether the error means that a device or the host ran out of memory. CUDA's libraries and torch's CPU allocator
+    raise a plain RuntimeError for that, so its message is searched."""
     words = ("can't allocate memory", "ALLOC_FAILED")
     told = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return told or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def keep_to_share(gpus: float) -> None:
-    """Hides the GPUs from a trial that gets none, to which Ray shows all, and limits the memory of a trial that gets a
-    part of one, which Ray does not. To be called before the process uses a GPU."""
+    """Hides all GPUs from a trial that gets none, because Ray leaves them visible. Limits the GPU memory of a trial
+    that gets a fraction of one, because Ray does not. Must be called before the process uses a GPU."""
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif gpus < 1:

@@ -1,4 +1,5 @@
-"""How many CPUs this process may use, and whether a config asks for more. Imports no torch, which takes seconds."""
+"""Counts the CPUs that this process may use, and checks a config against them. Does not import torch, which takes
+seconds."""
 
 import math
 import os
@@ -10,8 +11,8 @@ from sweep.config import ConfigError, SweepConfig
 
 
 def usable_cpus(system: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
-    """How many CPUs this process may use: the least of its affinity, the quotas of its cgroups (a container's, rounded
-    up) and what Slurm has allotted. `system` is where the system's files lie."""
+    """The number of CPUs this process may use, at least 1: the minimum of its CPU affinity, its cgroups' quotas (as
+    containers set them, rounded up) and Slurm's allotment. `system` is the root of the file system."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = [environment.get(key, "") for key in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")]
     allotted = [int(count) for count in slurm if count.isdecimal()]
@@ -20,8 +21,8 @@ def usable_cpus(system: Path = Path("/"), environment: Mapping[str, str] = os.en
 
 
 def _cgroup_quotas(system: Path) -> Iterator[float]:
-    """CPUs' worth of time that this process's cgroup and each above it may use, where that is limited, in version 1
-    and 2 of cgroups. In a container only the lower part of its path may be there."""
+    """Yields the CPU quota, in CPUs, of this process's cgroup and of each of its ancestors that has one, for cgroups v1
+    and v2. A container may see only the lower part of the hierarchy."""
     try:
         mounts = [line.split() for line in (system / "proc/self/mountinfo").read_text().splitlines()]
         memberships = [line.split(":", 2) for line in (system / "proc/self/cgroup").read_text().splitlines()]
@@ -36,7 +37,7 @@ def _cgroup_quotas(system: Path) -> Iterator[float]:
                 limit, mine = "cpu.cfs_quota_us", "cpu" in options.split(",") and "cpu" in controllers.split(",")
             if not (mine and kind in ("cgroup", "cgroup2")):
                 continue
-            # The mount shows the hierarchy from `shown` on.
+            # `shown` is the cgroup at the root of the mount: a container's mount leaves out those above.
             shown, top = Path(fields[3]), system / fields[4].lstrip("/")
             below = Path(path).relative_to(shown) if Path(path).is_relative_to(shown) else Path()
             for folder in (top / below, *(top / parent for parent in below.parents)):
@@ -49,7 +50,7 @@ def _cgroup_quotas(system: Path) -> Iterator[float]:
 
 
 def check_shares(config: SweepConfig, **there: int) -> None:
-    """Raises ConfigError if a trial asks for more `cpus` or `gpus` than there are."""
+    """Raises ConfigError if a trial asks for more `cpus` or `gpus` than `there` says the machine has."""
     asked = {key: getattr(config.resources, key) for key in there}
     problems = [
         f"resources.{key} must be at most {most}, which this machine has, got {asked[key]:g}"

@@ -1,4 +1,4 @@
-"""`machine.json`: the hardware and the versions with which a sweep began."""
+"""Reads and writes `machine.json`: the hardware and the package versions with which a sweep began."""
 
 import json
 import platform
@@ -9,12 +9,12 @@ from typing import Any
 from model.system.files import replace_file
 from sweep.machine.resources import Machine
 
-_PACKAGES = ("crnn-sweep", "torch", "optuna", "ray")  # those that a trial's numbers and the search's choices depend on
+_PACKAGES = ("crnn-sweep", "torch", "optuna", "ray")  # a trial's numbers and the search's choices depend on them
 
 
 def keep(path: Path, machine: Machine) -> str | None:
-    """Writes the file when the sweep begins. Later a sentence that names the versions which differ, None if none do:
-    the trials so far ran with the ones in the file. Raises OSError."""
+    """Writes the file if the sweep has none yet. Otherwise compares the versions in it, with which the sweep's first
+    trials ran, and returns a sentence that names those which differ now, or None. Raises OSError."""
     now = _versions()
     before = _kept(path)
     if before is None:
@@ -32,12 +32,12 @@ def _versions() -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # this package may run from a folder that was not installed
+    except PackageNotFoundError:  # not installed: this package may run from a checkout
         return "unknown"
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """None for a file that is not there or that no sweep has written."""
+    """The versions in the file; None if it is missing or invalid."""
     try:
         versions = json.loads(path.read_bytes())["versions"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What this machine has, and what of it each trial gets."""
+"""Finds the CPUs and GPUs of this machine, and shares them out among the trials."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from model.system.files import replace_file
 from sweep.config import SweepConfig
 from sweep.machine.cpus import check_shares, usable_cpus
 
-_TRIALS_PER_GPU = 4  # where `sweep.bench` has not measured what is best
+_TRIALS_PER_GPU = 4  # unless `sweep.bench` has measured the best number
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`mps`: whether NVIDIA's Multi-Process Service runs, through which several processes' kernels run on a GPU at once
-    instead of in turns."""
+    """What this machine has. `mps`: whether NVIDIA's Multi-Process Service runs, which lets several processes' kernels
+    run on a GPU at once instead of in turns."""
 
     cpus: int
     gpus: int
@@ -27,7 +27,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Allotment:
-    """Per trial `cpus` and `gpus` (fractions are shares of one); `at_once` trials fit."""
+    """What each trial gets, `cpus` and `gpus` (a fraction is a share of one), and how many trials run at once."""
 
     cpus: float
     gpus: float
@@ -44,19 +44,20 @@ def this_machine() -> Machine:
 
 
 def mps_runs() -> bool:
-    """Whether the control daemon of NVIDIA's MPS lives, where CUDA programs of this environment look for it."""
+    """Whether the control daemon of NVIDIA's MPS runs, by its PID file in the folder where CUDA looks for it:
+    `$CUDA_MPS_PIPE_DIRECTORY` or `/tmp/nvidia-mps`."""
     folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
     try:
         os.kill(int((folder / "nvidia-cuda-mps-control.pid").read_text()), 0)
     except PermissionError:
-        return True  # another user's
+        return True  # the daemon of another user
     except (OSError, ValueError, OverflowError):
         return False
     return True
 
 
 def recommend(config: SweepConfig, gpu_name: str, trials: int) -> None:
-    """Has `resources.gpus: auto` put so many such trials on such a GPU from now on."""
+    """Stores how many trials of this config to put on a GPU of this name, for `resources.gpus: auto`."""
     path = _recommendation(config, gpu_name)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps({"gpu": gpu_name, "trials": trials}).encode())
@@ -70,7 +71,8 @@ def trials_per_gpu(config: SweepConfig, gpu_name: str) -> int:
 
 
 def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
-    """Beside the image pools, named by all that a trial's speed and memory hang on."""
+    """The file of a recommendation: beside the image pools, named by a hash of all that decides a trial's speed and
+    memory."""
     training = config.training.model_dump(mode="json", include={"batch_size", "precision", "cuda_graph", "compile"})
     described = [gpu_name, config.captcha.model_dump(mode="json"), config.network.model_dump(mode="json"), training]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -78,7 +80,8 @@ def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
 
 
 def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:
-    """Raises ConfigError if a trial asks for more than the machine has."""
+    """Shares the machine out among `trials` trials; with `local` trials take turns in one process. Raises ConfigError
+    if a trial asks for more than the machine has."""
     check_shares(config, cpus=machine.cpus, gpus=machine.gpus)
     wanted, most = config.resources, config.search.max_concurrent
     shared = 1 / trials_per_gpu(config, machine.gpu_name) if machine.gpus else 0.0

@@ -1,8 +1,9 @@
-"""When a trial stops before its end. Rungs are read from the study's own values, so they are saved with it.
+"""Early stopping: pruners that stop a trial before its last epoch. A rung is the set of intermediate values that Optuna
+stores for one epoch, so the study file holds the whole state of early stopping.
 
-What to compare was measured on 140 trials of eight epochs that all ran to their end (configs/schedules.yaml: seven
-schedules, five rates, four seeds): Spearman's ρ of a score at a rung with the final validation error, and how often the
-best of 24 trials drawn from them would not have been among the better half there.
+Which score to compare was measured on 140 trials of eight epochs that all ran to their end (configs/schedules.yaml:
+seven schedules, five rates, four seeds). ρ is Spearman's correlation of a score at a rung with the final validation
+error; "best stopped" is how often the best of 24 trials drawn from the 140 was not among the better half at the rung.
 
 | validation score | ρ at 1/4 | ρ at 1/2 | best stopped at 1/4 | best stopped at 1/2 | onecycle the best, at 1/4 |
 |---|---|---|---|---|---|
@@ -13,11 +14,12 @@ best of 24 trials drawn from them would not have been among the better half ther
 | averaged weights: error rate | 0.84 | 0.92 | 3 % | 0 % | 4 % |
 | averaged weights: CER | 0.84 | 0.91 | 3 % | 0 % | 5 % |
 
-So trials are compared by the averaged weights' loss. In 100 replays of sweeps over the same trials (tests/replay.py, 40
-trials, rungs at 3 and 6 of 8 epochs) the pick was within a standard error of the best in 98 %; with the last weights in
-62 %, and with a first rung at 1/4, while onecycle still climbs, in 92 %. With other seeds of the search, for which the
-first was 100 %, comparing a trial only with those of its own schedule gave 94 %, and 76 % with the last weights: it
-keeps half of each bad schedule.
+So trials are compared by the loss of their averaged weights (EMA). In 100 replays of sweeps over the same trials
+(tests/replay.py, 40 trials, rungs at 3 and 6 of 8 epochs) the winner was within a standard error of the best trial in
+98 %. The last weights gave 62 %, and a first rung at 1/4, where the rate of onecycle still rises, 92 %.
+
+Comparing a trial only with trials of its own schedule was worse: with other seeds of the search, for which the setting
+above reached 100 %, it gave 94 %, and 76 % with the last weights, because it keeps half of each bad schedule.
 """
 
 import math
@@ -34,8 +36,8 @@ from sweep.config import Asha, Median, NoStopping
 class AshaPruner(BasePruner):
     """Stops a trial at a rung unless its value is among the best ⌈n / reduction_factor⌉ of the n seen there so far.
 
-    Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.2, in its stopping form. Rounded
-    up: of the first few trials at a rung more pass than later, when there is something to compare them with.
+    The stopping variant of ASHA: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.2.
+    Rounding up lets a larger share of the first trials pass a rung, when there is little to compare them with.
     """
 
     def __init__(self, config: Asha) -> None:
@@ -55,7 +57,7 @@ class AshaPruner(BasePruner):
 
 
 def decides(config: NoStopping | Asha | Median, epoch: int) -> bool:
-    """Whether a trial is compared with others after this epoch."""
+    """Whether early stopping compares trials after this epoch."""
     return isinstance(config, Median) or (isinstance(config, Asha) and is_rung(epoch, config))
 
 

@@ -1,5 +1,8 @@
-"""The search space as Optuna asks for it: define-by-run, a choice's own parameters after the choice. A space without
-intervals of real numbers is finite: its points are counted and numbered without being made."""
+"""Draws, counts and numbers the points of a search space.
+
+Optuna draws define-by-run: a choice first, then the parameters that depend on its value. A space without intervals of
+real numbers is finite; its points are counted and numbered without enumerating them.
+"""
 
 import math
 import random
@@ -13,7 +16,7 @@ Point = dict[str, Value]  # one trial's values by dotted path
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Point:
-    """One trial's values."""
+    """Draws one trial's values from Optuna's sampler."""
     values: Point = {}
     for path, parameter in space.items():
         values[path] = _suggest(trial, path, parameter)
@@ -31,7 +34,7 @@ def _suggest(trial: optuna.Trial, path: str, parameter: Parameter) -> Value:
 
 
 def size(space: Space) -> float:
-    """How many points a space has: a whole number, or infinity."""
+    """The number of points of a space, infinite if it has an interval of real numbers."""
     return math.prod(map(_count, space.values()))
 
 
@@ -43,12 +46,12 @@ def _count(parameter: Parameter) -> float:
 
 
 def _below(parameter: Parameter, value: Value) -> Space:
-    """What is searched only with a value."""
+    """The conditional part of the space: the parameters searched only if `parameter` has this value."""
     return (parameter.choice or {}).get(value, {})
 
 
 def point(space: Space, index: int) -> Point:
-    """The point of a finite space that has this number; the last parameter changes fastest."""
+    """Point number `index` of a finite space, in grid order: the last parameter changes fastest."""
     values: Point = {}
     for path, parameter in reversed(space.items()):
         index, place = divmod(index, int(_count(parameter)))
@@ -69,11 +72,11 @@ def identity(values: Point) -> Hashable:
 
 
 def untried(space: Space, tried: Set[Hashable], order: Iterable[int]) -> Point:
-    """The first point of a finite space, in an order of their numbers, whose identity is not among those tried."""
+    """The first point of a finite space, by the numbers in `order`, whose identity is not in `tried`."""
     return next(found for index in order if identity(found := point(space, index)) not in tried)
 
 
 def at_random(space: Space, seed: int) -> Iterable[int]:
-    """Numbers of a finite space's points, for ever."""
+    """An endless iterator over random numbers of points of a finite space, with repetitions."""
     draw, count = random.Random(seed), int(size(space))
     return iter(lambda: draw.randrange(count), None)

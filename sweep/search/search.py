@@ -1,8 +1,8 @@
-"""What to try next, and when to stop: one Optuna study that any executor asks and tells.
+"""The search: an Optuna study with an ask-and-tell interface that suggests trials and stops them early.
 
-The study lives in the sweep's SQLite file while the sweep runs, so all that the searcher and early stopping know is
-on disk after each epoch. A sampler is made anew for each trial, so it has no memory of its own, and a trial comes into
-the study with all its values at once: wherever a search is cut, the next one draws what it would have drawn.
+The study is in the sweep's SQLite file, so everything that the searcher and early stopping know is on disk after each
+epoch. Each trial gets a new sampler, seeded by its number, and enters the study with all its values in one write.
+Therefore an interrupted search draws the same trials after a resume as it would have without the interruption.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from sweep.search.study_file import StudyError
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-_NEAR = 0.1  # of a range
+_NEAR = 0.1  # share of a range: closer values count as nearly the same
 
 State = Literal["running", "completed", "stopped", "diverged", "failed", "interrupted"]
 Count = Annotated[int, Field(ge=0)]
@@ -49,7 +49,7 @@ def _in_range(scores: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known of a trial. `scores` are the validation scores of its best epoch, empty before its first."""
+    """The stored facts of one trial. `scores` are the validation scores of its best epoch, empty before the first."""
 
     number: int
     name: Annotated[str, Field(pattern=r"^\d{4}[A-Za-z0-9._=+-]*$", max_length=80)]
@@ -58,20 +58,20 @@ class TrialRecord:
     epochs: Count = 0
     scores: Annotated[dict[str, float], AfterValidator(_in_range)] = field(
         default_factory=dict
-    )  # by the names of `model.training.scores`
+    )  # keys are those of `model.training.scores.SCORES`
     best_epoch: Count | None = None
     seconds: Annotated[float, Field(ge=0)] = 0.0
     error: str | None = None
-    failures: Count = 0  # how often it was tried again
-    note: str | None = None  # what was unusual when it went on
-    replicate_of: str | None = None  # the trial whose values it trains again with another seed
-    test_error_rate: Share | None = None  # a replicate's, of its best epoch
+    failures: Count = 0  # retries so far
+    note: str | None = None  # a warning for the terminal, such as a damaged checkpoint
+    replicate_of: str | None = None  # name of the trial whose values this one trains again with another seed
+    test_error_rate: Share | None = None  # of the best epoch; only replicates are tested
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {path: tupled(value) for path, value in self.values.items()})
 
     def score(self, metric: str) -> float:
-        """The value to minimise; infinite while there is none."""
+        """The metric as a cost, lower is better; infinite while there is no score."""
         value = self.scores.get(metric)
         return math.inf if value is None else SCORES[metric].cost(value)
 
@@ -80,11 +80,11 @@ class TrialRecord:
         return self.scores.get("error_rate")
 
 
-_RECORD = TypeAdapter(TrialRecord)  # keys that a newer version has added are dropped
+_RECORD = TypeAdapter(TrialRecord)  # drops unknown keys, which a newer version may have added
 
 
 def _record_of(trial: FrozenTrial) -> TrialRecord:
-    """Raises ValueError for what no sweep has written."""
+    """The record stored in an Optuna trial. Raises ValueError if the stored values are invalid."""
     tree = trial.user_attrs["record"]
     if "scores" not in tree:  # format 1
         scores = {name: tree[name] for name in ("error_rate", "cer", "loss") if tree.get(name) is not None}
@@ -93,8 +93,8 @@ def _record_of(trial: FrozenTrial) -> TrialRecord:
 
 
 class Listener(Protocol):
-    """Hears of each trial: when it starts or goes on, after each epoch, when it is let go of for a while (to be tried
-    again or resumed), and once when its state is final."""
+    """Receives a trial's events: started (or resumed), epoch reported, released (interrupted, or waiting for a retry),
+    ended (exactly once)."""
 
     def started(self, record: TrialRecord) -> None: ...
     def reported(self, record: TrialRecord) -> None: ...
@@ -103,7 +103,8 @@ class Listener(Protocol):
 
 
 class _NumberedQMC(QMCSampler):
-    """Takes the point of its trial's number; Optuna's counts on in the study."""
+    """Quasi-Monte Carlo sampler that draws the point with its trial's number. Optuna's own takes the next number from a
+    counter in the study."""
 
     def __init__(self, seed: int, number: int) -> None:
         super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
@@ -113,7 +114,7 @@ class _NumberedQMC(QMCSampler):
         return self._number
 
 
-# A sampler for each trial, from (config, number).
+# (config, index of the trial) → a new sampler for that trial.
 SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
     "tpe": lambda c, number: TPESampler(
         n_startup_trials=max(4, min(10, trial_count(c) // 3)),
@@ -123,7 +124,7 @@ SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
         seed=derive(c.seed, number),
     ),
     "random": lambda c, number: RandomSampler(seed=derive(c.seed, number)),
-    "grid": lambda c, number: RandomSampler(seed=derive(c.seed, number)),  # completes given points
+    "grid": lambda c, number: RandomSampler(seed=derive(c.seed, number)),  # only completes given points
     "qmc": lambda c, number: _NumberedQMC(c.seed, number),
     "cmaes": lambda c, number: CmaEsSampler(seed=derive(c.seed, number), warn_independent_sampling=False),
 }
@@ -137,7 +138,7 @@ _FINAL_STATES: dict[State, TrialState] = {
 
 
 def trial_count(config: SearchConfig) -> int:
-    """As many as wanted, but no more than the space has points."""
+    """The number of trials to search: `search.trials`, but at most the number of points in the space."""
     return int(min(_wanted(config), size(config.space)))
 
 
@@ -146,17 +147,18 @@ def _wanted(config: SearchConfig) -> float:
 
 
 def limit(config: SearchConfig) -> str | None:
-    """Why there are fewer trials than wanted, if the space has no more."""
+    """A sentence for the user if the space has fewer points than the trials wanted, else None."""
     few, wanted = trial_count(config), _wanted(config)
     return f"the search space has {few} points: {few} trials, not {wanted:g}" if few < wanted < math.inf else None
 
 
 class Search:
-    """Asks the sampler, tells it and the pruner, and keeps a record of each trial. Without `database`, in memory.
+    """Suggests trials (`ask`), takes their results (`report`, `fail`) and keeps a record of each, with an Optuna study
+    in the SQLite file `database`, or in memory without one.
 
-    With the database of an earlier search it goes on with that one: trials that had not ended are given out first, with
-    `retry_failed` also those that failed. With `read_only` it works on a copy. `tell` takes a line for the terminal.
-    Raises ConfigError if the database is damaged or belongs to another config.
+    The database of an earlier search is continued: trials that had not ended are given out first, with `retry_failed`
+    also those that failed. `read_only` works on a copy. `tell` prints a line on the terminal. Raises ConfigError if the
+    database is damaged or belongs to another config.
     """
 
     def __init__(
@@ -172,10 +174,10 @@ class Search:
         self.config, self.confirm, self.listeners = config.search, config.confirm, listeners
         self.epochs, self._seed = config.training.epochs, config.training.seed
         self.records: dict[int, TrialRecord] = {}
-        self.halted: str | None = None  # why no trial may go on
+        self.halted: str | None = None  # the reason why no trial may continue
         self._live: dict[int, optuna.Trial] = {}
-        self._again: list[int] = []  # numbers of trials to continue at once
-        self._alone: list[int] = []  # numbers of trials that ran out of memory: they go on when nothing else runs
+        self._again: list[int] = []  # trials to resume or retry next
+        self._alone: list[int] = []  # trials that ran out of memory: retried when no other trial runs
         storage: RDBStorage | None = None
         if database is not None:
             storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
@@ -185,7 +187,7 @@ class Search:
             self._study = optuna.create_study(
                 storage=storage,
                 study_name="sweep",
-                sampler=RandomSampler(),  # draws nothing: trials come with their values
+                sampler=RandomSampler(),  # never used: trials are added with their values
                 pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
                 direction="minimize",
                 load_if_exists=True,
@@ -203,7 +205,7 @@ class Search:
         self._given = [completed(config.search.space, point) for point in config.search.points]
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
-        """Makes the failed trials of the study unfinished ones that have not trained yet."""
+        """Resets the failed trials of the study to unfinished ones without any epoch."""
         study_id = storage.get_study_id_from_name("sweep")
         for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
             record = _record_of(trial)
@@ -215,8 +217,8 @@ class Search:
                 storage.set_trial_user_attr(trial._trial_id, "record", asdict(new))
 
     def _require_same_config(self, config: SweepConfig, database: Path | None) -> None:
-        """Keeps the config in a new study. Raises ConfigError if that of an earlier one has changed in what its trials
-        depend on: their results could not be compared with those of the trials to come."""
+        """Stores the config in a new study. Raises ConfigError if an existing study was made with another config, apart
+        from CHANGEABLE settings: its results could not be compared with those of new trials."""
         if database is None:
             return
         if (found := self._study.user_attrs.get("format", FORMAT)) > FORMAT:
@@ -239,7 +241,8 @@ class Search:
             )
 
     def ask(self) -> TrialRecord | None:
-        """The next trial, or None: then, if `exhausted`, none will follow."""
+        """The next trial to run: one to resume or retry, then a new one, then a replicate. None if there is none now;
+        another may follow unless `exhausted`."""
         if self.halted:
             return None
         if self._again:
@@ -254,18 +257,18 @@ class Search:
 
     @property
     def exhausted(self) -> bool:
-        """Nothing runs and nothing is left to give out."""
+        """Whether no trial runs and none is left to give out."""
         return not self._live and (self.halted is not None or not (self._again or self._alone or self._missing))
 
     @property
     def most(self) -> int:
-        """How many trials there may be in the end, with those that confirm."""
+        """Upper bound of the number of trials, replicates included."""
         replicates = 0 if self.confirm is None else min(self.confirm.top, self.trials) * self.confirm.seeds
         return max(self.trials + replicates, len(self.records))
 
     @property
     def _missing(self) -> bool:
-        """Whether there are trials that have never been given out."""
+        """Whether trials or replicates are left that have never been given out."""
         return len(self._searched) < self.trials or self._unconfirmed is not None
 
     @property
@@ -274,9 +277,11 @@ class Search:
 
     @property
     def _top(self) -> list[TrialRecord]:
-        """What to confirm, best first: known when the search has ended. A stopped trial comes after those that ran to
-        their end, for its score is not its last word; what is nearly the same as a better one comes last, for it would
-        tell little more."""
+        """The trials to confirm with replicates, best first; empty until all searched trials have ended.
+
+        Stopped trials rank after completed ones, because longer training might have improved their scores. Trials whose
+        values are nearly those of a better one rank last: replicates of both would add little information.
+        """
         searched = self._searched
         ended = len(searched) == self.trials and all(record.state in _FINAL_STATES for record in searched)
         if self.confirm is None or not ended:
@@ -295,14 +300,14 @@ class Search:
 
     @property
     def _unconfirmed(self) -> TrialRecord | None:
-        """Of the top configs one with the fewest replicates, unless all have enough."""
+        """The top trial with the fewest replicates; None if all have enough."""
         if self.confirm is None or not (top := self._top):
             return None
         fewest = min(top, key=lambda record: len(self.replicates(record)))
         return fewest if len(self.replicates(fewest)) < self.confirm.seeds else None
 
     def _replicate(self, record: TrialRecord) -> FrozenTrial:
-        """The trial again with a seed that none has had."""
+        """A replicate of the trial: the same values with a training seed that no trial or replicate has had."""
         relatives = [*self._searched, *self.replicates(record)]
         known = {relative.values.get("training.seed", self._seed) for relative in relatives}
         seeds = (derive(self._seed, index) for index in itertools.count(1))
@@ -318,13 +323,13 @@ class Search:
         )
 
     def _drawn(self) -> FrozenTrial:
-        """A new trial with its values and its record. Of a finite space none is tried twice: where the sampler draws
-        one again, any other takes its place."""
+        """A new trial with its values and its record. No point of a finite space is tried twice: if the sampler repeats
+        one, a random untried point replaces it."""
         searched, space = self._searched, self.config.space
         index, tried = len(searched), {identity(record.values) for record in searched}
         if index < len(self._given):
             values, trial = self._suggested(index, self._given[index])
-        elif self.config.searcher == "grid":  # as many of its first points as were not given have been tried
+        elif self.config.searcher == "grid":  # of the grid's points, index - len(given) have been tried already
             values, trial = self._suggested(index, untried(space, tried, itertools.count(index - len(self._given))))
         else:
             values, trial = self._suggested(index, {})
@@ -336,7 +341,8 @@ class Search:
         return trial.study.get_trials(deepcopy=False)[number]
 
     def _suggested(self, index: int, fixed: Point) -> tuple[Point, optuna.Trial]:
-        """Values as the sampler draws them where none are fixed, and their trial in a copy of the study."""
+        """The `fixed` values completed by the sampler, and their trial in an in-memory copy of the study. The real
+        study gets the trial only with all its values."""
         copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, index))
         copy.add_trials(self._study.get_trials(deepcopy=False))
         if fixed:
@@ -349,7 +355,8 @@ class Search:
         return self._started(len(self.records))
 
     def _started(self, number: int) -> TrialRecord | None:
-        """None if the trial's end was decided, but not yet told, when the search was cut."""
+        """Marks the trial as running and returns its record. None if its record already had a final state: the search
+        was interrupted before it could tell Optuna, which is done now."""
         frozen = self._study.get_trials(deepcopy=False)[number]
         record = _record_of(frozen)
         self._live[number] = optuna.Trial(self._study, frozen._trial_id)
@@ -363,8 +370,8 @@ class Search:
         return record
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
-        """Takes what `Trial.step` returned, of which early stopping compares `rung_score`, if there is one; says
-        whether the trial should go on."""
+        """Takes the result of `Trial.step` and returns whether the trial should continue. Early stopping compares
+        `rung_score`, if the result has one."""
         trial, before = self._live[number], self.records[number]
         state: State = result["state"]
         if state == "interrupted":
@@ -381,7 +388,7 @@ class Search:
                     trial.report(result["rung_score"], record.epochs)
                 if state == "running" and trial.should_prune():
                     record = replace(record, state="stopped")
-        elif state == "running":  # it trains again what is known, because its checkpoints were lost
+        elif state == "running":  # it repeats epochs that were reported before, because its checkpoints were lost
             record = replace(before, note=record.note)
         self._keep(record)
         for listener in self.listeners:
@@ -391,8 +398,8 @@ class Search:
         return record.state == "running" and not self.halted
 
     def fail(self, number: int, error: str, out_of_memory: bool = False) -> None:
-        """For a trial that raised an error or lost its process: it is tried again, from its checkpoint, as often as
-        the config allows, and if memory was short when no other trial takes any."""
+        """Takes note of a trial that raised an error or lost its process. It is retried from its checkpoint up to
+        `search.max_failures` times; after an out-of-memory error only when no other trial runs."""
         if number not in self._live:
             return
         record = replace(self.records[number], error=error)
@@ -404,16 +411,18 @@ class Search:
             self._end(self.records[number])
 
     def halt(self, number: int, reason: str) -> None:
-        """For a trial that lost what all need: none goes on, all can be resumed."""
+        """Stops the search because a trial met a fault that would hit all others too, such as a full disk. All
+        unfinished trials can be resumed."""
         self.halted = reason
         if number in self._live:
             self._release(replace(self.records[number], state="interrupted", error=reason))
 
     def interrupt(self) -> None:
-        """Lets go of what still runs or waits. It stays RUNNING in the study, for a later search to continue."""
+        """Releases all trials that run or wait. They stay RUNNING in the study, so that a resumed search continues
+        them."""
         for number in self._unfinished:
             record = replace(self.records[number], state="interrupted")
-            with suppress(StudyError):  # it was told when it came first, and the study has the trial as running
+            with suppress(StudyError):  # reported when it first occurred; the study still has the trial as RUNNING
                 self._keep(record)
             self.records[number] = record
             self._let_go(record)
@@ -426,7 +435,7 @@ class Search:
 
     @property
     def finished(self) -> list[TrialRecord]:
-        """Those whose end the study has been told."""
+        """The records of trials that have ended, in the study too."""
         unfinished = self._unfinished
         return [record for number, record in self.records.items() if number not in unfinished]
 
@@ -436,20 +445,21 @@ class Search:
 
     @property
     def exit_code(self) -> int:
-        """0 finished, 1 with a failed trial, 130 interrupted."""
+        """0 finished, 1 finished with a failed trial, 130 interrupted."""
         failed = any(record.state == "failed" for record in self.records.values())
         return 130 if self.interrupted else 1 if failed else 0
 
     @property
     def confirmed(self) -> list[TrialRecord]:
-        """The top configs by their replicates' mean error on the test set, best first; none until all are judged."""
+        """The top trials by the mean test error of their replicates, best first; empty until all replicates have
+        ended."""
         top = [] if self.interrupted else self._top
         judged = {record.name: mean_test_error(self.replicates(record)) for record in top}
         return sorted(top, key=lambda record: (judged[record.name], record.score(self.config.metric), record.number))
 
     def ranked(self) -> list[TrialRecord]:
-        """By validation score, but first the best: of the config that was confirmed the run that validates best. Trials
-        without a score last, in their own order."""
+        """All records by validation score; those without a score last, by number. After confirmation the first is the
+        winner: among the best confirmed config's trial and replicates, the one with the best validation score."""
         records = sorted(self.records.values(), key=lambda record: (record.score(self.config.metric), record.number))
         if confirmed := self.confirmed:
             runs = [confirmed[0], *self.replicates(confirmed[0])]
@@ -463,7 +473,7 @@ class Search:
         return ranked[0] if ranked else None
 
     def _keep(self, record: TrialRecord) -> None:
-        """In one write, so that a cut leaves the study knowing all of an epoch or nothing."""
+        """Stores the record in one write, so that after a crash the study has all of an epoch or nothing of it."""
         if record.number in self._live:
             self._live[record.number].set_user_attr("record", asdict(record))
         self.records[record.number] = record
@@ -478,7 +488,7 @@ class Search:
             listener.released(record)
 
     def _end(self, record: TrialRecord) -> None:
-        """Tells the study what is already in the record."""
+        """Ends the trial in the study. Its record, written before, already has the final state."""
         trial = self._live.pop(record.number)
         self.records[record.number] = record
         final = _FINAL_STATES[record.state]
@@ -488,7 +498,7 @@ class Search:
             listener.ended(record)
 
 
-# What a resume may change: how many trials, how many at once and on what, and where the images are kept.
+# Settings that a resume may change: how many trials, how many at once and on what, and where the images are kept.
 CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.cache")
 
 
@@ -507,7 +517,7 @@ def _settings(tree: Mapping[str, Any], above: str) -> dict[str, Any]:
 
 
 def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:
-    """Whether all choices are the same and all numbers less than a tenth of their ranges apart."""
+    """Whether all choices are equal and all numbers differ by less than a tenth of their ranges."""
     if values.keys() != others.keys():
         return False
     for path, parameter, given in walk(space):
@@ -521,7 +531,8 @@ def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, 
 
 
 def mean_test_error(replicates: list[TrialRecord]) -> float:
-    """A diverged one has read nothing; one that failed says nothing. Infinite if none was judged."""
+    """Mean test error rate of replicates. A diverged one counts as an error rate of 1, a failed one is left out.
+    Infinite if none remains."""
     errors = [1.0 if record.state == "diverged" else record.test_error_rate for record in replicates]
     known = [error for error in errors if error is not None]
     return sum(known) / len(known) if known else float("inf")

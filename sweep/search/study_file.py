@@ -1,8 +1,8 @@
 """`study.db`: the SQLite file that holds a sweep's Optuna study.
 
-A sweep opens it to write. While another program holds a lock on it, the sweep waits for minutes instead of SQLite's
-five seconds. A report reads a copy in memory: it writes nothing and holds no lock, so it works on a read-only folder
-and beside a running sweep.
+A sweep opens the file for writing. While another program holds a lock on it, the sweep waits for minutes instead of
+SQLite's five seconds. A report works on a copy in memory: it writes nothing and holds no lock, so it works on a
+read-only folder and beside a running sweep.
 """
 
 import shutil
@@ -24,28 +24,28 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from sweep.config import ConfigError
 from sweep.wording import faults
 
-_PATIENCE = 180.0  # seconds that a sweep waits for a program that holds the file
-_READERS_PATIENCE = 20.0
-_QUIET = 5.0  # seconds of waiting that are not worth a line on the terminal
+_PATIENCE = 180.0  # seconds that a sweep waits for a program that has locked the file
+_READERS_PATIENCE = 20.0  # seconds that a report waits
+_QUIET = 5.0  # seconds of waiting before a line on the terminal says so
 
 Tell = Callable[[str], None]
 Answer = TypeVar("Answer")
 
 
 class StudyError(OSError):
-    """The file cannot be read or written, for a reason outside of this program."""
+    """The file can't be read or written, for a reason outside of this program."""
 
 
 class DamagedStudy(StudyError):
-    """The file is no SQLite database, or not whole."""
+    """The file is not an SQLite database, or is damaged."""
 
 
 def storage(path: Path, tell: Tell) -> RDBStorage:
-    """Optuna's storage in the file, made if no trial has begun. Raises ConfigError if it is damaged, or if it is gone
-    or empty while there are files of trials: the trials would be trained again."""
+    """Optuna's storage in the file, which is created if no trial has begun. Raises ConfigError if the file is damaged,
+    or missing or empty while files of trials exist: a new study would train those trials again."""
     begun = _trials_have_begun(path.parent)
     if not begun:
-        path.touch()  # from here on it is never made anew, also if somebody deletes it while the sweep runs
+        path.touch()  # connections open it with mode=rw, which never creates it: also not if it is deleted meanwhile
     patience = _Patience(path, _PATIENCE, tell)
     with _refused(path):
         if path.exists():
@@ -58,7 +58,7 @@ def storage(path: Path, tell: Tell) -> RDBStorage:
 
 
 def copied(path: Path) -> RDBStorage:
-    """Optuna's storage over a copy of the file in memory. Raises ConfigError."""
+    """Optuna's storage over an in-memory copy of the file. Raises ConfigError if the file is missing or damaged."""
     with _refused(path):
         if path.stat().st_size == 0:
             raise DamagedStudy(f"{path}: is empty")
@@ -68,7 +68,7 @@ def copied(path: Path) -> RDBStorage:
 
 
 def reopen(storage: RDBStorage, trial_id: int) -> None:
-    """Makes an ended trial a running one without intermediate values, for which Optuna has no call."""
+    """Turns an ended trial into a running one without intermediate values, by SQL: Optuna has no function for it."""
     with storage.engine.begin() as connection:
         for change in (
             "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :id",
@@ -78,13 +78,13 @@ def reopen(storage: RDBStorage, trial_id: int) -> None:
 
 
 def _trials_have_begun(root: Path) -> bool:
-    """Whether the sweep's folder holds what only a trial leaves, after it has come into the study."""
+    """Whether the sweep's folder holds files of trials, which are written only after a trial is in the study."""
     return any(root.glob("trials/[0-9]*")) or any(root.glob("tensorboard/[0-9]*")) or (root / "best.pt").exists()
 
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Turns what is wrong with the file's contents into one sentence. Raises ConfigError."""
+    """Turns errors about the file's contents into a ConfigError of one sentence."""
     anew = f"the sweep cannot go on; to start it anew: --config {path.parent / 'sweep.yaml'} and another --name"
     try:
         yield
@@ -98,7 +98,7 @@ def _refused(path: Path) -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Around reading the study: records that are missing or no records are told as damage. Raises ConfigError."""
+    """Wraps code that reads the study: reports missing or invalid records as damage. Raises ConfigError."""
     with _refused(path):
         try:
             yield
@@ -121,7 +121,7 @@ def _require_whole(connection: sqlite3.Connection, path: Path) -> None:
 def _connect(path: Path, mode: str, patience: "_Patience") -> sqlite3.Connection:
     if not path.exists():
         raise FileNotFoundError(2, "No such file or directory", str(path))
-    # As a URI it has a mode: SQLite must not make the file. In `as_uri`, `%`, `?` and `#` stand for themselves.
+    # A URI takes a mode that keeps SQLite from creating the file. `as_uri` escapes `%`, `?` and `#` in the path.
     uri = f"{path.absolute().as_uri()}?mode={mode}"
 
     def connect() -> sqlite3.Connection:
@@ -137,7 +137,8 @@ def _copy(path: Path) -> sqlite3.Connection:
     except DamagedStudy:
         raise
     except StudyError:
-        # A sweep that was killed in the middle of a write left a journal, which SQLite wants to write back first.
+        # A sweep that was killed during a write leaves a journal, which SQLite must roll back before it can read. That
+        # needs write access, so it is done on a copy.
         journals = [path.with_name(path.name + end) for end in ("-journal", "-wal")]
         if not any(journal.is_file() for journal in journals):
             raise
@@ -155,17 +156,17 @@ def _in_memory(path: Path, mode: str, patience: "_Patience") -> sqlite3.Connecti
         cursor.execute("BEGIN")
         cursor.execute(
             "SELECT count(*) FROM sqlite_master"
-        ).fetchall()  # takes the lock for which `backup` would wait for ever
+        ).fetchall()  # takes the read lock now: `backup` would wait for it for ever
         patience.run(lambda: connection.backup(memory))
     _require_whole(memory, path)
     return memory
 
 
 class _Patience:
-    """Runs what uses the file: again and again while another program holds it, and at most `seconds` long. What then
-    still fails raises StudyError.
+    """Runs an action on the file and retries it while another program holds a lock, for at most `seconds`. Raises
+    StudyError if it still fails.
 
-    SQLite could wait by itself, but in C, where neither Ctrl-C nor a line on the terminal would be possible.
+    SQLite's own busy timeout waits in C, where Python can neither handle Ctrl-C nor print that it is waiting.
     """
 
     def __init__(self, path: Path, seconds: float, tell: Tell) -> None:
@@ -186,7 +187,7 @@ class _Patience:
                 except sqlite3.Error as error:
                     waited = time.monotonic() - begin
                     if not _is_held(error) or waited >= self._seconds or signals:
-                        self._seconds = 0.0  # it was long enough: what follows must not wait as long again
+                        self._seconds = 0.0  # later actions must not wait as long once more
                         raise self._explained(error) from error
                 if waited >= _QUIET and not self._told:
                     self._told = True
@@ -195,7 +196,7 @@ class _Patience:
 
     def _explained(self, error: sqlite3.Error) -> Exception:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
-            return error  # an error of the program; of the first, Optuna expects some
+            return error  # a programming error; Optuna expects some IntegrityErrors
         code = getattr(error, "sqlite_errorname", None) or ""
         match code.split("_")[1:]:
             case ["BUSY" | "LOCKED", *_]:
@@ -205,7 +206,7 @@ class _Patience:
             case ["FULL", *_]:
                 return StudyError(faults.NO_SPACE)
             case ["CANTOPEN" | "IOERR" | "READONLY" | "PERM" | "AUTH", *_]:
-                # SQLite doesn't say why: another file in the same folder meets the same fault.
+                # SQLite doesn't say why; writing another file into the same folder meets the same fault.
                 reason = _what_the_disk_says(self._path.parent)
                 return StudyError(reason or f"{self._path}: cannot be opened or written: {error}")
             case ["NOMEM", *_]:
@@ -218,6 +219,7 @@ def _is_held(error: sqlite3.Error) -> bool:
 
 
 def _what_the_disk_says(folder: Path) -> str | None:
+    """Writes a temporary file into the folder. Returns the reason in words if that fails."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
@@ -229,7 +231,8 @@ def _what_the_disk_says(folder: Path) -> str | None:
 
 @contextmanager
 def _signals_noticed() -> Iterator[list[int]]:
-    """Collects the signals that should end this process, and delivers them afterwards to the handlers of before."""
+    """Collects the signals that end this process during the block, and raises them again at its end, when the earlier
+    handlers are back."""
     came: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     handled = [number for number in numbers if callable(signal.getsignal(number))]
@@ -246,7 +249,7 @@ def _signals_noticed() -> Iterator[list[int]]:
 
 
 def _connection_class(patience: _Patience) -> type[sqlite3.Connection]:
-    """A connection whose statements, rows and commits are had under `patience`."""
+    """A connection class that runs statements, fetches and commits with the retries of `patience`."""
 
     def patient(name: str) -> Any:
         method = getattr(sqlite3.Cursor, name)

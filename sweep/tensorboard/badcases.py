@@ -1,4 +1,5 @@
-"""The images a network reads worst, as one picture: the truth, the reading with wrong characters in red, the loss."""
+"""Draws the images that a network reads worst as one picture: each with its true text, the text read with wrong
+characters in red, and the loss."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -13,15 +14,15 @@ from model.data.alphabet import Alphabet
 from model.training.evaluation import Samples
 
 _COLUMNS = 4
-_WIDTH = 192  # pixels an image gets; small captchas are enlarged to it
-_LINE = 16  # pixels
+_WIDTH = 192  # pixels of an image, to which all are scaled
+_LINE = 16  # pixels of a caption's line
 _RIGHT, _WRONG = (30, 110, 40), (205, 20, 20)
 
-Line = list[tuple[str, str | tuple[int, int, int]]]  # a caption's line: texts and their colours
+Line = list[tuple[str, str | tuple[int, int, int]]]  # one line of a caption: texts with their colours
 
 
 def draw(images: Tensor, samples: Samples, alphabet: Alphabet) -> np.ndarray:
-    """images uint8 (n, C, H, W), those of `samples` in their order → uint8 (height, width, 3), four in a row."""
+    """Draws `images`, uint8 (n, C, H, W) in the order of `samples`, four in a row. Returns uint8 (height, width, 3)."""
     captions: list[list[Line]] = []
     for labels, decoded, loss in zip(samples.labels.tolist(), samples.decoded.tolist(), samples.losses, strict=True):
         true = alphabet.decode(labels)
@@ -33,8 +34,11 @@ def draw(images: Tensor, samples: Samples, alphabet: Alphabet) -> np.ndarray:
 def draw_across(
     images: Tensor, labels: Tensor, misread_by: Sequence[int], readings: Mapping[str, Tensor], alphabet: Alphabet
 ) -> np.ndarray:
-    """The same images (n, C, H, W) as several trials read them: labels (n, L), by how many trials each is misread, and
-    readings (n, T) by the trial's label → uint8 (height, width, 3), four in a row."""
+    """Draws images as several trials read them, four in a row. Returns uint8 (height, width, 3).
+
+    images: uint8 (n, C, H, W). labels: (n, L). misread_by: how many trials misread each image. readings: the label of a
+    trial → what it read, (n, T).
+    """
     captions: list[list[Line]] = []
     for place, count in enumerate(misread_by):
         true = alphabet.decode(labels[place].tolist())
@@ -54,7 +58,7 @@ def _grid(images: Tensor, captions: Sequence[Sequence[Line]]) -> np.ndarray:
     pen = ImageDraw.Draw(canvas)
     for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
         left, top = place % _COLUMNS * cell_width + 6, place // _COLUMNS * cell_height + 4
-        pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()  # (H, W, 3), also from grey
+        pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()  # (H, W, 3); grey images are repeated
         canvas.paste(Image.fromarray(pixels).resize((_WIDTH, height), Image.Resampling.NEAREST), (left, top))
         for number, line in enumerate(lines):
             x = float(left)
@@ -72,7 +76,8 @@ def _colored(read: str, true: str) -> Line:
 
 
 def marked(read: str, true: str) -> list[tuple[str, bool]]:
-    """Each character of a reading and whether it is right, by an alignment of least edits; `·` is a lost one."""
+    """Aligns a reading with the true text by minimal edit distance (Levenshtein). Returns each character with whether
+    it is right; `·` stands for a missing one."""
     result = []
     for edit in Levenshtein.opcodes(read, true):
         if edit.tag == "delete":

@@ -1,7 +1,7 @@
 """`--tensorboard`: serves a sweep's TensorBoard on 127.0.0.1 for as long as the sweep runs.
 
-Run as a program, this file is the server: TensorBoard in a process that prints its address once it has bound a port,
-and that ends when its standard input closes, which the kernel does however the sweep ends.
+Run as a program, this file is the server process. It prints its address once it has bound a port, and ends when its
+standard input closes: the kernel closes that pipe even if the sweep is killed.
 """
 
 import os
@@ -16,38 +16,38 @@ from pathlib import Path
 from typing import Any
 
 _PORT = 6006  # TensorBoard's own default
-_PATIENCE = 2.0  # seconds that the server has to end
+_PATIENCE = 2.0  # seconds that the server gets to shut down
 
 
 class TensorBoard:
-    """Starts the server and returns at once; a thread then calls `up(address)` when the server answers, and
-    `lost(reason)` if it ends before `close`."""
+    """Starts the server process and returns at once. A thread calls `up(address)` when the server has bound its port,
+    and `lost(reason)` if it ends before `close`."""
 
     def __init__(self, logdir: Path, up: Callable[[str], None], lost: Callable[[str], None]) -> None:
         self._up, self._lost = up, lost
         self._settled, self._closing = threading.Event(), False
         self._address: str | None = None
         self._process = subprocess.Popen(
-            # Without -P, `import tensorboard` in it would find sweep/tensorboard/writers.py.
+            # -P keeps this folder out of sys.path, where its modules could shadow others.
             [sys.executable, "-P", __file__, str(logdir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            # A group of its own: Ctrl-C is the sweep's to handle. In the sweep's session: what is left of the group
-            # when its leader or the sweep has ended is woken and hung up by the kernel, even if it was stopped.
+            # A process group of its own keeps Ctrl-C from the server. It stays in the sweep's session: when the group
+            # is orphaned, the kernel sends its stopped members SIGHUP and SIGCONT, so they end as well.
             process_group=0,
         )
         self._thread = threading.Thread(target=self._watch, name="tensorboard", daemon=True)
         self._thread.start()
 
     def address(self, seconds: float = 60) -> str | None:
-        """Where it answers, once it does; None if it has ended or does not answer in time."""
+        """Waits for the server's address; None if the server has ended or does not answer in time."""
         self._settled.wait(seconds)
         return self._address
 
     def ended(self, within: float) -> bool:
-        """Whether it has ended, or does within so many seconds."""
+        """Whether the server has ended, or does so within `within` seconds."""
         self._thread.join(within)
         return not self._thread.is_alive()
 
@@ -68,7 +68,7 @@ class TensorBoard:
             self._lost(reason or (f"killed by signal {-code}" if code < 0 else f"exit code {code}"))
 
     def close(self) -> None:
-        """Ends the server, within twice `_PATIENCE`: by closing its input, or by SIGKILL if it does not read it."""
+        """Ends the server within twice `_PATIENCE`: closes its standard input, then kills it if that has no effect."""
         assert self._process.stdin is not None
         self._closing = True
         self._process.stdin.close()
@@ -81,7 +81,7 @@ class TensorBoard:
 
 
 def _serve(logdir: str) -> None:
-    # Copied, so that TensorBoard's data server, a child, does not hold it open.
+    # A duplicate, which children don't inherit: otherwise TensorBoard's data server would keep the pipe open.
     told = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
@@ -93,22 +93,22 @@ def _serve(logdir: str) -> None:
         print(f"{type(error).__name__}: {error}".splitlines()[0], file=told, flush=True)
         sys.exit(1)
     try:
-        os.wait()  # for the data server, without which the pages stay empty
+        os.wait()  # until the data server ends: without it the pages are empty
         print("its data server has ended", file=told, flush=True)
         sys.exit(1)
-    except ChildProcessError:  # it has none on systems for which none is built
+    except ChildProcessError:  # there is no data server for this platform
         threading.Event().wait()
 
 
 def _launched(logdir: str) -> str:
-    """The address of a TensorBoard that runs in a thread of this process."""
+    """Starts TensorBoard in a thread of this process and returns its address."""
     from tensorboard import program
 
     def server(app: Any, flags: Any) -> Any:
         try:
             return program.WerkzeugServer(app, flags)
-        except (program.TensorBoardPortInUseError, SystemExit):  # Werkzeug's, if the port was taken a moment ago
-            flags.port = 0  # any that is free
+        except (program.TensorBoardPortInUseError, SystemExit):  # SystemExit: Werkzeug lost a race for the port
+            flags.port = 0  # any free port
             return program.WerkzeugServer(app, flags)
 
     board = program.TensorBoard(server_class=server)
@@ -119,13 +119,14 @@ def _launched(logdir: str) -> str:
 
 def _end_with_input() -> None:
     sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGTERM)  # lets TensorBoard remove its temporary folder, if it is just starting
+    os.kill(os.getpid(), signal.SIGTERM)  # the handler's SystemExit lets TensorBoard remove its temporary folder
     time.sleep(_PATIENCE / 2)
     os._exit(0)
 
 
 def _open_many_files() -> None:
-    """TensorBoard keeps a file open for each run; the usual limit of 1,024 would hide trials without a word."""
+    """Raises the limit of open files to its maximum. TensorBoard keeps one file open per run; at the usual limit of
+    1,024 it silently leaves out trials."""
     try:
         import resource
     except ImportError:  # not on Windows, where there is no such limit

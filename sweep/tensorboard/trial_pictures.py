@@ -1,4 +1,4 @@
-"""Which badcases of a trial are drawn, and when."""
+"""Decides which badcases (worst-read images) of a trial are logged to TensorBoard, and after which epochs."""
 
 import contextlib
 from typing import Any
@@ -20,15 +20,16 @@ from sweep.tensorboard.writers import TrialWriter
 
 
 def picture_epochs(epochs: int) -> set[int]:
-    """The first, every quarter's and the last."""
+    """The epochs whose badcases are always logged: the first, and the last of each quarter of the training."""
     return {1, *(max(1, epochs * quarter // 4) for quarter in (1, 2, 3, 4))}
 
 
 class TrialPictures:
-    """Badcases at the first, every quarter's and the last epoch, and at the best one.
+    """Logs the badcases of the epochs of `picture_epochs` and of the best epoch.
 
-    Which epoch is best shows only later, and steps must increase: the best so far waits until the next picture. If the
-    trial ends before that, whoever ends it draws the best one (`last_picture`).
+    Which epoch is best is known only later, and TensorBoard needs increasing steps. So the badcases of the best epoch
+    so far are kept, and logged just before the next picture. If the trial ends before that, the driver logs them
+    (`last_picture`).
     """
 
     def __init__(self, writer: TrialWriter, data: Data, epochs: int, alphabet: Alphabet) -> None:
@@ -49,7 +50,7 @@ class TrialPictures:
 
     @property
     def state(self) -> dict[str, Any] | None:
-        """What waits to be drawn, for a checkpoint."""
+        """The badcases that wait to be logged, for a checkpoint; None if there are none."""
         return None if self._best is None else {"number": self._best[0], **vars(self._best[1])}
 
     def restore(self, state: dict[str, Any] | None) -> None:
@@ -61,13 +62,13 @@ class TrialPictures:
 
 
 def _waiting(state: dict[str, Any]) -> tuple[int, Samples]:
-    """The epoch and the samples of a picture that a checkpoint keeps."""
+    """Inverse of `TrialPictures.state`: the epoch and its samples."""
     return state["number"], Samples(**{key: value for key, value in state.items() if key != "number"})
 
 
 def last_picture(base: SweepConfig, workplace: Workplace, record: TrialRecord) -> tuple[int, np.ndarray] | None:
-    """The badcases of an ended trial's best epoch, and that epoch, if they still waited for the next picture: from its
-    newest checkpoint. Its own process can't draw them: it may be killed after the end was decided."""
+    """The best epoch of an ended trial and its badcases, uint8 (height, width, 3), read from the newest checkpoint.
+    None if none wait to be logged. The driver calls this, because the trial's own process may have been killed."""
     if record.epochs in picture_epochs(base.training.epochs):
         return None
     config = base.with_values(record.values).trial()

@@ -1,8 +1,8 @@
-"""All that is written for TensorBoard: each trial's runs and the sweep's own. The one file that knows tensorboardX.
+"""Writes and reads TensorBoard event files: each trial's runs and the sweep's own. Only this file uses tensorboardX.
 
-A trial has two runs: its own, with the batch curves, the validation set's epoch curves, graph, badcases and
-hyperparameters, and below it `train/`, with the training set's epoch curves under the same tags, so that both
-lines stand in one chart.
+A trial has two runs. Its own has the batch curves, the validation set's epoch curves, graph, badcases and
+hyperparameters. Below it, `train/` has the training set's epoch curves under the same tags, so that TensorBoard draws
+both curves in one chart.
 """
 
 import io
@@ -38,10 +38,11 @@ from sweep.config import Parameter, Space, Value, plain, walk
 
 
 class EventFile:
-    """A directory's one event file, written synchronously: what was added is on disk, whatever happens next.
+    """The only event file of a directory, written synchronously: after `add_event` the record survives SIGKILL.
 
     tensorboardX's own writer queues events for a thread: SIGKILL loses the queue, and on a full disk the thread dies
-    and the queue then blocks for ever. Here a record that can't be written whole is taken back and OSError raised.
+    and the queue then blocks for ever. Here, if a record can't be written whole, the file is truncated to its old size
+    and OSError is raised.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +51,7 @@ class EventFile:
             iter(sorted(folder.glob("events.out.tfevents.*"))),
             folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}",
         )
-        # Appending makes each record's write atomic, so that the driver can add a trial's end to the worker's file.
+        # O_APPEND makes each record's write atomic, so that the driver can add a trial's end to the worker's file.
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         if self.size == 0:
             self._begin()
@@ -60,13 +61,13 @@ class EventFile:
         return os.fstat(self._file).st_size
 
     def cut(self, size: int) -> None:
-        """Takes back what was added after the file had `size` bytes."""
+        """Truncates the file to `size` bytes, and begins it anew if that is 0."""
         os.ftruncate(self._file, size)
         if size == 0:
             self._begin()
 
     def cut_half_record(self) -> None:
-        """Takes back what a killed process has left of its last record."""
+        """Truncates the file after its last whole record: a killed process may have left part of another."""
         ends = [end for end, _ in _records(self.path)]
         if ends and ends[-1] < self.size:
             self.cut(ends[-1])
@@ -86,13 +87,13 @@ class EventFile:
         try:
             written = os.write(self._file, record)
             if written < len(record):
-                written += os.write(self._file, record[written:])  # raises what stopped the first
+                written += os.write(self._file, record[written:])  # raises the error that cut the first write short
         except OSError:
             os.ftruncate(self._file, before)
             raise
 
     def sync(self) -> None:
-        """What was added stays also if the machine loses its power."""
+        """Calls fsync, so that the records survive a power failure."""
         os.fsync(self._file)
 
     def flush(self) -> None:
@@ -111,7 +112,7 @@ class EventFile:
 
 
 def _records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Each whole record's end in the file and its data."""
+    """Yields each whole record of an event file as (offset of its end, data)."""
     position, total = 0, path.stat().st_size
     with path.open("rb") as file:
         while len(head := file.read(12)) == 12:
@@ -123,7 +124,7 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_events(folder: Path) -> Iterator[Event]:
-    """Those of a run, also while it is written to; none if it has not begun."""
+    """Yields the events of a run so far, nothing if it has no event file. Safe while a process writes to the run."""
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for _, data in _records(path):
             yield Event.FromString(data)
@@ -141,7 +142,7 @@ class _FileWriter(FileWriter):
 
 
 class Writer(SummaryWriter):
-    """tensorboardX's writer over an EventFile."""
+    """tensorboardX's SummaryWriter, which writes to an EventFile instead of its own queue."""
 
     file_writer: FileWriter | None
     all_writers: dict[str, FileWriter] | None
@@ -157,12 +158,13 @@ class Writer(SummaryWriter):
         return self.file_writer
 
     def points(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars in one record, in a fifth of the time of `add_scalar` for each."""
+        """Writes scalars in one record, in a fifth of the time that one `add_scalar` per value takes."""
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._get_file_writer().add_summary(summary, step)
 
     def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
-        """uint8 (H, W, 3) as a PNG packed half as hard as `add_image` does, in half the time, for 15 % more bytes."""
+        """Writes an image, uint8 (H, W, 3), as a PNG with less compression than `add_image` uses: half the time, 15 %
+        more bytes."""
         packed = io.BytesIO()
         Image.fromarray(picture).save(packed, "PNG", compress_level=1)
         height, width, _ = picture.shape
@@ -170,7 +172,7 @@ class Writer(SummaryWriter):
         self._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def hparams(self, tag: str, **content: Any) -> None:
-        """One of the three summaries that the HParams plugin reads."""
+        """Writes one of the three summaries that the HParams plugin reads: experiment, session start or session end."""
         data = HParamsPluginData(version=0, **content).SerializeToString()
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=data))
         summary = Summary(value=[Summary.Value(tag=f"_hparams_/{tag}", metadata=metadata)])
@@ -179,18 +181,19 @@ class Writer(SummaryWriter):
 
 @lru_cache(maxsize=4)
 def _graph(captcha: CaptchaConfig, network: NetworkConfig) -> tuple[Any, Any]:
-    """A network's GraphDef and StepStats. Kept: most trials have the same, and torch never frees what it traced."""
+    """A network's GraphDef and StepStats. Cached, because most trials have the same network, and torch never frees the
+    memory of a trace."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         images = torch.zeros(1, captcha.channels, captcha.height, captcha.width)
         model = CRNN(TrialConfig(captcha=captcha, network=network)).eval()
-        # `graph` takes what is traced already as it is; itself it would trace once more, to compare.
+        # `graph` accepts a traced model; given the model itself, it would trace twice to compare the results.
         drawn: tuple[Any, Any] = graph(torch.jit.trace(model, images, check_trace=False), images)
     return drawn
 
 
 class TrialWriter:
-    """A trial's two runs. `positions` before an epoch and `rewind` to it leave no trace of what came between."""
+    """Writes a trial's two runs. `rewind` to earlier `positions` removes everything that was written since."""
 
     def __init__(self, folder: Path) -> None:
         self._writers = {"": Writer(folder), "train": Writer(folder / "train")}
@@ -198,7 +201,7 @@ class TrialWriter:
 
     @property
     def positions(self) -> dict[str, int]:
-        """How long each file is; that much of it is on the disk."""
+        """Syncs each event file to disk and returns its size in bytes."""
         for writer in self._writers.values():
             writer.file.sync()
         return {name: writer.file.size for name, writer in self._writers.items()}
@@ -208,14 +211,14 @@ class TrialWriter:
             self._writers[name].file.cut(size)
 
     def has(self, positions: Mapping[str, int]) -> bool:
-        """Whether all that was there at `positions` still is."""
+        """Whether each file is at least as long as at `positions`."""
         return all(size <= self._writers[name].file.size for name, size in positions.items())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.points(values, step)
 
     def begin(self, group: str, values: Mapping[str, Value], config: TrialConfig, yaml: str) -> None:
-        """Hyperparameters, config and graph. Trials of one `group` are one row of HParams."""
+        """Writes hyperparameters, config and graph. HParams shows the trials of one `group` as one row."""
         start = SessionStartInfo(start_time_secs=time.time(), group_name=group)
         for path, value in values.items():
             _set(start.hparams[path], value)
@@ -223,7 +226,7 @@ class TrialWriter:
         self._run.add_text("config", "```yaml\n" + yaml + "```")
         try:
             self._run._get_file_writer().add_graph(_graph(config.captcha, config.network))
-        except Exception as error:  # tracing is torch's, and no reason to end a trial
+        except Exception as error:  # torch's tracing may fail in many ways, none of which should end a trial
             self._run.add_text("graph", f"The graph could not be drawn: {error}")
 
     def epoch(self, number: int, train: Scores, valid: Scores, best_error_rate: float) -> None:
@@ -240,9 +243,9 @@ class TrialWriter:
 
 
 def end_session(folder: Path, success: bool, picture: tuple[int, np.ndarray] | None = None) -> None:
-    """Closes a trial's HParams row and adds the last `valid/badcase` with its step, unless they are there already. For
-    whoever knows that the trial is final and its process writes no more: half a record that a killed one left is cut
-    off."""
+    """Ends a trial's HParams session with its status, and adds the last `valid/badcase` (step, picture). Writes neither
+    twice. Must be called only when the trial is final and its process no longer writes, because a half-written last
+    record is cut off."""
     status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
     writer = Writer(folder)
     writer.file.cut_half_record()
@@ -255,13 +258,13 @@ def end_session(folder: Path, success: bool, picture: tuple[int, np.ndarray] | N
 
 
 def lifetime(folder: Path) -> tuple[float, float]:
-    """When a trial began and when it last wrote, in seconds since 1970."""
+    """The times of a run's first and last event, in seconds since 1970."""
     times = [event.wall_time for event in read_events(folder)]
     return min(times), max(times)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag → points (step, value) of a run."""
+    """The scalar curves of a run: tag → points (step, value)."""
     found: dict[str, list[tuple[int, float]]] = {}
     for event in read_events(folder):
         for value in event.summary.value:
@@ -271,9 +274,9 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 class SweepWriter:
-    """The sweep's own run, `_sweep`: the HParams columns, the best so far, the leaderboard, pictures.
+    """Writes the sweep's own run, `_sweep`: the HParams columns, the best error so far, the leaderboard, pictures.
 
-    What an earlier run of the sweep has told stays and is not told again: a TensorBoard that is open reads on.
+    A resumed sweep appends to the same file and skips what is already in it, so an open TensorBoard just reads on.
     """
 
     def __init__(self, folder: Path, space: Space) -> None:
@@ -288,7 +291,7 @@ class SweepWriter:
             self._run.hparams("experiment", experiment=experiment)
 
     def best(self, trials: int, error_rate: float) -> None:
-        """The lowest error rate of the first `trials` trials that ended."""
+        """Writes the lowest error rate of the first `trials` trials that ended."""
         if self._is_news("sweep/best_error_rate", trials):
             self._run.points({"sweep/best_error_rate": error_rate}, trials)
 
@@ -309,13 +312,14 @@ class SweepWriter:
 
 
 def _metrics() -> list[str]:
-    """The tags of HParams' metric columns, in their order."""
+    """The tags of the metric columns in HParams, in order."""
     first, *others = (f"epoch/{name}" for name in columns())
     return [first, "best/error_rate", *others]
 
 
 def _columns(space: Space) -> list[HParamInfo]:
-    """Each searched path's type and domain; one that stands below several choices has their union."""
+    """The HParams columns: type and domain of each searched path. A path below several choices gets the union of their
+    intervals."""
     columns: dict[str, HParamInfo] = {}
     for path, parameter, _ in walk(space):
         info = columns.setdefault(path, HParamInfo(name=path))
@@ -334,7 +338,7 @@ def _columns(space: Space) -> list[HParamInfo]:
 
 
 def hparams(space: Space, values: Mapping[str, Value]) -> dict[str, bool | int | float | str]:
-    """A trial's searched values as the columns have them: where one is a text, all are."""
+    """A trial's searched values for HParams, in the types of the columns: all are text where one option is text."""
     return {
         path: _cell(values[path], parameter)
         for path, parameter, given in walk(space)
@@ -364,7 +368,8 @@ def _set(target: Any, value: Value) -> None:
 
 
 def comparison_link(address: str, color_by: str | None) -> str:
-    """TensorBoard's address, opened on the comparison: validation error pinned, unsmoothed, coloured by a choice."""
+    """A TensorBoard URL that opens on the comparison of trials: validation error pinned, without smoothing, runs
+    coloured by the searched choice `color_by`."""
     pinned = json.dumps([{"plugin": "scalars", "tag": "epoch/error_rate"}], separators=(",", ":"))
     query = {"pinnedCards": pinned, "smoothing": "0", "runFilter": "^[^/]*$"}  # without the train/ runs
     if color_by:

@@ -1,4 +1,4 @@
-"""What the terminal shows while a sweep runs: a live line where there is a terminal, else plain lines."""
+"""Terminal output of a sweep: a live progress bar on a terminal, plain lines elsewhere."""
 
 import logging
 import math
@@ -29,8 +29,8 @@ _COLORS = {"completed": "green", "stopped": "yellow", "diverged": "red", "failed
 
 
 class Terminal:
-    """Listens to the search. `verbosity`: 0 only the result, 1 a line for each trial, 2 for each epoch; `resume` is
-    the command that goes on with an interrupted sweep."""
+    """Listener of the search that prints what happens. `verbosity`: 0 the result only, 1 a line per trial, 2 a line per
+    epoch. `resume` is the command that resumes an interrupted sweep."""
 
     def __init__(self, config: SweepConfig, root: Path, resume: str, verbosity: int = 1) -> None:
         self._config, self._root, self._resume = config, root, resume
@@ -46,16 +46,16 @@ class Terminal:
         self._epochs_before = 0  # trained by an earlier run of the sweep
 
     def say(self, *parts: str | tuple[str, str], at: int = 1) -> None:
-        """Prints a line made of plain texts and (text, style) pairs, if at least that verbose; logs every line.
+        """Prints a line of plain texts and (text, style) pairs if `verbosity` is at least `at`. Logs it in any case.
 
-        No part is read as markup, so paths, values and error messages may hold brackets."""
+        No part is parsed as Rich markup, so paths, values and error messages may contain brackets."""
         line = Text.assemble(*parts)
         log.info(line.plain)
         if self.verbosity >= at:
             self.console.print(line)
 
     def header(self, source: Path, machine: Machine, allotment: Allotment) -> None:
-        """What is about to happen."""
+        """Prints what is about to run: the search, the device and the folders."""
         config, root = self._config, self._root
         search, device = config.search, pick(allotment.gpus)
         stopping = search.early_stopping
@@ -84,7 +84,7 @@ class Terminal:
         self.say(f"  look at it   {logdir_command(root)}\n")
 
     def live(self, text: str, total: int) -> None:
-        """Starts a bar; `stop` ends it."""
+        """Shows a progress bar on a terminal until `stop`."""
         self.stop()
         if self.console.is_terminal and self.verbosity:
             columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), TimeElapsedColumn()]
@@ -99,7 +99,7 @@ class Terminal:
             self._progress = None
 
     def rendered(self, done: int, total: int) -> None:
-        """Progress of the image pools."""
+        """Shows the progress of rendering the image pools."""
         if done == 0:
             self.say(f"rendering {total:,} captchas; the next sweep with this config finds them")
             self.live("images", total)
@@ -183,13 +183,13 @@ class Terminal:
         return " · ".join([*parts, f"best error {percent(self._best)}"])
 
     def cut(self, why: str) -> None:
-        """Instead of a summary."""
+        """Prints why the sweep ended and how to resume it, in place of a summary."""
         self.stop()
         self.say(("\ninterrupted", "magenta"), f": {why}\nto go on: {self._resume}", at=0)
 
     def summary(self, search: Search, best: TrialRecord | None, verdict: Sequence[str]) -> None:
-        """The leaderboard, the winner and how sure that is, where it lies and how to look at it; how to go on if it was
-        interrupted."""
+        """Prints the leaderboard, the winner with the verdict, the paths of the results, and for an interrupted sweep
+        the command that resumes it."""
         root = self._root
         if search.interrupted:
             ended = sum(record.state not in ("running", "interrupted") for record in search.records.values())
@@ -215,7 +215,7 @@ class Terminal:
         self.say(f"\n{logdir_command(root)}\n  then open {self._link('http://127.0.0.1:6006')}", at=0)
 
     def _leaderboard(self, records: list[TrialRecord], most: int = 20) -> None:
-        """The best `most`; a trial's name holds its values."""
+        """Prints the best `most` trials. There are no columns for searched values, because a trial's name has them."""
         if not self.verbosity:
             return
         board = Table(box=None, header_style="bold", pad_edge=False)
@@ -233,7 +233,7 @@ class Terminal:
 
 
 def shown(path: Path) -> str:
-    """Relative to where the user stands, if it lies below."""
+    """The path relative to the working directory if it is inside of it, else as it is."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -242,6 +242,6 @@ def logdir_command(root: Path) -> str:
 
 
 def as_argument(path: Path) -> str:
-    """As `shown`, for a command to be pasted into a shell: quoted, and never taken for an option or a home folder."""
+    """The path as a shell argument: `shown`, quoted, and with `./` before a leading `-` or `~`."""
     text = shown(path)
     return shlex.quote(f"./{text}" if text.startswith(("-", "~")) else text)

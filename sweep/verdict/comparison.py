@@ -1,4 +1,4 @@
-"""`python -m sweep.report A B`: two sweeps side by side, on one page."""
+"""`python -m sweep.report A B`: compares two sweeps on one HTML page."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ from sweep.wording.formatting import formatted, percent, span
 class Comparison:
     def __init__(self, first: Verdict, second: Verdict) -> None:
         self.sweeps = (first, second)
-        # Sweeps of one parent folder go by their names alone.
+        # Folder names identify the sweeps, unless both have the same one.
         roots = [sweep.workplace.root for sweep in self.sweeps]
         self.names = [root.name for root in roots] if roots[0].name != roots[1].name else [str(root) for root in roots]
 
@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """Each one's own verdict, then which winner reads better."""
+        """The verdict on each sweep, then which of the two winners reads better."""
         told = [f"{name}: {sweep.sentences[0]}" for name, sweep in zip(self.names, self.sweeps, strict=True)]
         return [*told, self._which()]
 
@@ -64,7 +64,7 @@ class Comparison:
         return f"On the same images the winner of {self.names[better]} reads better (p = {p:.2g})."
 
     def rows(self) -> list[tuple[str, list[str]]]:
-        """What of each sweep, for both."""
+        """Rows of the table that compares both sweeps: label, then one cell per sweep."""
         about: dict[str, Callable[[Verdict], str]] = {
             "winner": lambda s: s.scored[0].name if s.scored else "–",
             "its validation error": lambda s: percent(s.scored[0].error_rate) if s.scored else "–",
@@ -77,7 +77,7 @@ class Comparison:
         return [(what, [tell(sweep) for sweep in self.sweeps]) for what, tell in about.items()]
 
     def settings(self) -> list[tuple[str, list[str]]]:
-        """Those that differ."""
+        """The settings that differ: path, then its value in each sweep."""
         first, second = (dict(_flat(sweep.config.model_dump(mode="json"))) for sweep in self.sweeps)
         paths = [path for path in {**first, **second} if first.get(path) != second.get(path)]
         return [(path, [formatted(settings.get(path)) for settings in (first, second)]) for path in paths]

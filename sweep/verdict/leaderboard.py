@@ -12,7 +12,7 @@ from sweep.wording.formatting import formatted
 
 
 def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the leaderboard, in the order of `records`."""
+    """The columns and the rows of the leaderboard, one row per record in the given order."""
     records, scores = list(records), columns()
     paths = list(dict.fromkeys(path for path, _, _ in walk(space)))
     confirming = ("replicate_of", "test_error_rate") if any(record.replicate_of for record in records) else ()

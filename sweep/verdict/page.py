@@ -1,4 +1,4 @@
-"""`report.html`: a sweep's verdict and what it rests on, in one file that needs nothing else."""
+"""`report.html`: a sweep's verdict and the evidence for it, in one self-contained HTML file."""
 
 import base64
 import io
@@ -39,16 +39,16 @@ from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
 from sweep.wording.formatting import formatted, percent, scored, span
 
-_CONFUSED = 3  # the best ones, whose confusions are counted: worse ones lose most characters
+_CONFUSED = 3  # best trials whose character confusions are counted: worse ones miss most characters
 _WORST = 24
 _CURVES = 5  # learning rates that are drawn
 _TICKS = 6  # of a number's axis
 _EDGE = 0.05  # of a range's length
-_DEVICE = re.compile(r"  device +(.*)")  # as the sweep's log tells it
+_DEVICE = re.compile(r"  device +(.*)")  # the line that `Terminal.header` writes to sweep.log
 
 
 class Page:
-    """Made from the verdict and the trials' curves."""
+    """The report page, made from the verdict and the trials' event files."""
 
     def __init__(self, config: SweepConfig, workplace: Workplace, verdict: Verdict) -> None:
         self.config, self.workplace, self.verdict = config, workplace, verdict
@@ -61,7 +61,7 @@ class Page:
 
     @property
     def wall(self) -> float:
-        """Seconds from the first trial's beginning to the last one's end."""
+        """Seconds from the first event of any trial to the last."""
         begins, ends = zip(*self.spans.values(), strict=True) if self.spans else ((0.0,), (0.0,))
         return float(max(ends) - min(begins))
 
@@ -92,11 +92,11 @@ class Page:
 
     @property
     def _others(self) -> dict[str, Score]:
-        """The scores besides the error rate, which has an interval and a test beside it."""
+        """The scores other than the error rate, which has columns of its own with interval and p value."""
         return {name: score for name, score in columns().items() if name != "error_rate"}
 
     def warnings(self) -> list[str]:
-        """What speaks against trusting the winner."""
+        """Reasons to doubt the winner: a value near the edge of its range, or few trials for the search space."""
         found = []
         if self.scored:
             for path, parameter, given in walk(self.config.search.space):
@@ -128,7 +128,7 @@ class Page:
         ]
 
     def confirmed(self) -> list[dict[str, Any]]:
-        """The configs that were trained again, best first."""
+        """Rows of the confirmed configs, best first."""
         return [
             {
                 "name": config.record.name,
@@ -163,7 +163,7 @@ class Page:
         ]
 
     def plots(self) -> list[tuple[str, str, Callable[[], str]]]:
-        """Title, what to look for, and what draws it as HTML."""
+        """The plots: title, what to look for, and a function that returns the plot's HTML."""
         if not self.scored:
             return []
         completed = sum(record.state == "completed" for record in self.ranked)
@@ -322,7 +322,7 @@ class Page:
         return drawn(figure, "seconds since the first trial", "trial", height=140 + 16 * len(self.spans))
 
     def worst(self) -> list[dict[str, Any]]:
-        """The images that most trials read wrong, each with the readings of the best ones."""
+        """The images that most trials misread, each with the readings of the best trials."""
         if self.pool is None:
             return []
         return [
@@ -339,7 +339,7 @@ class Page:
         ]
 
     def confused(self) -> str:
-        """A heat map of which character the best trials read for which; the right ones, on the diagonal, left out."""
+        """A heat map of the characters that the best trials confuse: true over read, without the correct diagonal."""
         if not self.readings:
             return ""
         assert self.pool is not None
@@ -391,8 +391,8 @@ class Page:
             return ""
 
     def _rungs(self, stopping: Asha | Median) -> list[tuple[str, str]]:
-        """How well the score that decides foretells the error: among the trials that ran to their end, which leaves out
-        those that it judged worst."""
+        """How well the score at each rung predicts the final error (Spearman's ρ). Only over completed trials, so it
+        leaves out those that early stopping judged worst."""
         errors = {record.number: record.error_rate for record in self.scored if record.state == "completed"}
         trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number in errors]
         found = []
@@ -407,7 +407,7 @@ class Page:
 
 
 def drawn_or_told(title: str, make: Callable[[], str]) -> str:
-    """A plot as HTML, or a sentence instead: the other plots are worth having without it."""
+    """A plot as HTML, or a sentence if it fails, so that one failed plot does not cost the page."""
     try:
         return make()
     except Exception as error:
@@ -416,7 +416,7 @@ def drawn_or_told(title: str, make: Callable[[], str]) -> str:
 
 
 def confusions(true: str, read: str) -> list[tuple[str, str]]:
-    """(true, read) of each character that is read as another, or as none: `lost`."""
+    """The pairs (true, read) of each character that is read as another, or not read at all (`lost`)."""
     found = []
     for edit in Levenshtein.opcodes(true, read):
         if edit.tag == "replace":
@@ -458,7 +458,7 @@ def rendered(template: str, **values: Any) -> str:
 def drawn(
     figure: go.Figure, x: str | None, y: str | None, x_log: bool = False, y_log: bool = False, height: int = 420
 ) -> str:
-    """Its HTML, without Plotly's own code."""
+    """The figure's HTML, without Plotly's own code, which the page has once."""
     figure.update_layout(
         template="plotly_white",
         paper_bgcolor="rgba(0, 0, 0, 0)",  # the page's own, light or dark
@@ -471,7 +471,7 @@ def drawn(
         figure.update_xaxes(title=x, **({"type": "log", "dtick": "D2", "tickformat": ".0e"} if x_log else {}))
     if y is not None:
         figure.update_yaxes(title=y, **({"type": "log", "dtick": "D2", "tickformat": "~%"} if y_log else {}))
-    # Named by what it shows: the same sweep gives the same file.
+    # An id made from the content, instead of Plotly's random one, so that the same sweep gives the same file.
     name = f"plot-{zlib.crc32(figure.to_json().encode()):08x}"
     options = {"displaylogo": False, "responsive": True}
     html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=options, div_id=name)
@@ -479,14 +479,15 @@ def drawn(
 
 
 def embedded(pixels: np.ndarray) -> str:
-    """uint8 (C, H, W) as a data address."""
+    """An image, uint8 (C, H, W), as a PNG data URL."""
     packed = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0).squeeze()).save(packed, "PNG")
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
 def write_page(verdict: Verdict) -> Path:
-    """Into the sweep's folder; where that can't be written, as one of a colleague's, into the working directory."""
+    """Writes the report into the sweep's folder, or into the working directory if the folder can't be written, as
+    another user's."""
     root = verdict.workplace.root
     page = Page(verdict.config, verdict.workplace, verdict)
     return page.write(root / "report.html" if is_writable(root) else Path.cwd() / f"report-of-{root.name}.html")

@@ -1,4 +1,5 @@
-"""Pictures of the whole sweep for TensorBoard: the images that most trials misread, and error over learning rate."""
+"""Pictures of the whole sweep for TensorBoard: the images that most trials misread, and a plot of error over learning
+rate."""
 
 from collections.abc import Iterable
 
@@ -12,11 +13,12 @@ from sweep.search.search import TrialRecord
 from sweep.tensorboard import badcases
 from sweep.verdict.verdict import COMPARED, Verdict
 
-_WORST = 16  # images of the `_sweep` run
+_WORST = 16  # images in the picture
 
 
 def worst_across(verdict: Verdict) -> np.ndarray | None:
-    """uint8 (H, W, 3): the images that most trials misread, as the best ones read them. None if there are none."""
+    """Draws the images that most trials misread, with the readings of the best trials. uint8 (H, W, 3), or None if no
+    image is misread."""
     misread = verdict.misread(_WORST)
     if verdict.pool is None or not misread:
         return None
@@ -28,7 +30,7 @@ def worst_across(verdict: Verdict) -> np.ndarray | None:
 
 
 def error_over_learning_rate(records: Iterable[TrialRecord]) -> np.ndarray:
-    """uint8 (H, W, 3): each trial's best error rate over its learning rate, coloured by schedule."""
+    """Plots each trial's best error rate over its learning rate, coloured by schedule. uint8 (H, W, 3)."""
     figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="learning rate", ylabel="best validation error rate")

@@ -1,4 +1,4 @@
-"""Keeps a sweep's files and its TensorBoard run true while its trials end."""
+"""Keeps a sweep's files and its TensorBoard run up to date as trials end."""
 
 from model.system.malloc import collector_paused
 from sweep.config import SweepConfig
@@ -10,7 +10,7 @@ from sweep.wording.faults import Fault
 
 
 class Reporter:
-    """Receives the events of all trials."""
+    """Listener of the search that completes the files of each trial when it ends, and writes the results at the end."""
 
     def __init__(self, config: SweepConfig, workplace: Workplace) -> None:
         self._config, self._workplace = config, workplace
@@ -28,7 +28,8 @@ class Reporter:
         pass
 
     def ended(self, record: TrialRecord) -> None:
-        """May be told again of a trial that ended in an earlier run, and then completes what that run left undone."""
+        """Completes the trial's event file and removes its checkpoints. Idempotent: a resumed sweep calls it again for
+        trials that ended before, in case the earlier run was killed in between."""
         logs = self._workplace.logs(record.name)
         if logs.exists():
             picture = last_picture(self._config, self._workplace, record)
@@ -41,10 +42,10 @@ class Reporter:
         if self._best is not None:
             self._writer.best(self._ended, self._best)
 
-    @collector_paused()  # SciPy, Matplotlib and Plotly are imported in it
+    @collector_paused()  # it imports SciPy, Matplotlib and Plotly
     def finish(self, search: Search) -> tuple[TrialRecord | None, list[str], list[Fault]]:
         """Writes the leaderboard, the winner and the report, see `Results.write`."""
-        # These libraries take two seconds to import, which a sweep's start need not wait for.
+        # Imported here, because its libraries take two seconds, which would delay the start of a sweep.
         from sweep.verdict.results import Results
 
         return Results(self._config, self._workplace, search, self._writer, self._ended).write()

@@ -1,4 +1,4 @@
-"""What a sweep leaves to read when it ends: leaderboard.csv, best.yaml, best.pt, report.html, the `_sweep` run."""
+"""Writes the results of a sweep: leaderboard.csv, best.yaml, best.pt, top/, report.html and the `_sweep` run."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,8 @@ _TOP = 5  # trials linked in top/
 
 @dataclass
 class Results:
-    """Writes the results of a search into its folder; `ended` trials are the step of what TensorBoard shows."""
+    """Writes the results of a search into the sweep's folder. `_ended`, the number of ended trials, is the TensorBoard
+    step."""
 
     _config: SweepConfig
     _workplace: Workplace
@@ -33,8 +34,8 @@ class Results:
     _ended: int
 
     def write(self) -> tuple[TrialRecord | None, list[str], list[Fault]]:
-        """Writes the leaderboard and copies the winner, then makes what shows them; also after an interruption, with
-        what there is. Returns the winner, the verdict, and what could not be made: each fails alone."""
+        """Writes all results, also of an interrupted sweep, from the trials so far. Returns the winner, the sentences
+        of the verdict, and the faults of parts that could not be made; the other parts are made all the same."""
         root, lacking = self._workplace.root, list[Fault]()
         ranked = self._search.ranked()
         columns, rows = table(ranked, self._config.search.space)
@@ -65,7 +66,7 @@ class Results:
         self, ranked: Sequence[TrialRecord], columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> None:
         if ranked:
-            # TensorBoard breaks wide tables inside words.
+            # Leaves out wide columns, because TensorBoard breaks wide tables inside words.
             hidden = {"trial", "seconds", "loss", "error", "replicate_of"}
             shown = [index for index, column in enumerate(columns) if column not in hidden]
             narrow = [[row[index] for index in shown] for row in (columns, *rows)]
@@ -74,7 +75,8 @@ class Results:
             self._writer.image("sweep/error_over_learning_rate", pictures.error_over_learning_rate(ranked), self._ended)
 
     def _link_top(self, ranked: Iterable[TrialRecord]) -> None:
-        """`top/`: a second log directory, for sweeps whose trials are too many for TensorBoard's list of runs."""
+        """Links the best trials in `top/`, a second log directory for sweeps with too many trials for TensorBoard's
+        list of runs."""
         top = self._workplace.root / "top"
         top.mkdir(exist_ok=True)
         for link in top.iterdir():
@@ -85,7 +87,7 @@ class Results:
             (top / f"{rank}_{record.name}").symlink_to(Path("..", "tensorboard", record.name))
 
     def _copy_winner(self, ranked: Iterable[TrialRecord]) -> TrialRecord | None:
-        """The best whose weights are still there."""
+        """Copies the config and weights of the best trial whose `best.pt` still exists to best.yaml and best.pt."""
         for record in ranked:
             weights = self._workplace.files(record.name) / "best.pt"
             if record.best_epoch is not None and weights.exists():
@@ -97,8 +99,8 @@ class Results:
 
 @contextmanager
 def _alone(what: str, lacking: list[Fault], extra: bool = False) -> Iterator[None]:
-    """Makes one part of what a sweep leaves: an error is told in `lacking`, and the other parts are made all the same.
-    What the surroundings withhold can be had by a resume, or is done without if it is an `extra`."""
+    """Wraps one part of the results: an error is logged and appended to `lacking`, so that the other parts are still
+    made. The fault of an `extra` part has exit code 0 if its cause is outside of this program, such as a full disk."""
     try:
         yield
     except Exception as error:

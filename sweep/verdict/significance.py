@@ -1,6 +1,6 @@
-"""How sure an error rate is, and whether one recogniser reads better than another on the same images.
+"""Confidence intervals of error rates, and tests of whether one recogniser reads the same images better than another.
 
-`wrong` says which images are misread: bool (N,) of one run, or (S, N) of S runs with different seeds.
+`wrong` marks the images that are misread: bool (N,) for one run, or (S, N) for S runs with different seeds.
 """
 
 import math
@@ -11,15 +11,16 @@ from scipy.stats import binomtest, t
 
 
 def interval(wrong: int, images: int) -> tuple[float, float]:
-    """95 % of an error rate by Wilson's score (Wilson 1927, "Probable Inference")."""
+    """95 % confidence interval of an error rate: Wilson's score interval (Wilson 1927, "Probable Inference")."""
     ends = binomtest(wrong, images).proportion_ci(0.95, method="wilson")
     return float(ends.low), float(ends.high)
 
 
 def p_value(wrong: np.ndarray, other_wrong: np.ndarray) -> float:
-    """McNemar's exact test (McNemar 1947): how likely two equally good recognisers differ this much on these images.
+    """p value of McNemar's exact test (McNemar 1947): the probability that two equally good recognisers differ at least
+    this much on these images.
 
-    Both bool (N,), of the same images in the same order. 1 if they differ on none.
+    Both are bool (N,), of the same images in the same order. 1 if they differ on no image.
     """
     only_first = int((wrong & ~other_wrong).sum())
     only_second = int((other_wrong & ~wrong).sum())
@@ -28,7 +29,8 @@ def p_value(wrong: np.ndarray, other_wrong: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected for being many (Holm 1979): of these, below 0.05 is one by chance in 5 % of such families."""
+    """p values corrected for multiple tests (Holm 1979): the probability that chance alone brings any of them below
+    0.05 is at most 5 %."""
     corrected, least = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
         least = max(least, min(1.0, p_values[index] * (len(p_values) - place)))
@@ -37,10 +39,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class SeedsAndImages:
-    """Mean errors of configs that were each trained with several seeds and read the same images, all bool (S, N).
+    """Intervals and tests for mean errors of configs that were each trained with several seeds and read the same
+    images. `wrong` has one bool (S, N) per config.
 
-    A mean varies with the seeds and with the images. The seeds' variance is pooled over the configs, for two or three
-    runs alone tell little of it; both parts are summed, and their degrees of freedom are Satterthwaite's (1946).
+    A mean error varies with the seeds and with the images. The variance between seeds is pooled over all configs,
+    because two or three runs estimate it poorly. Both variances are added, with Satterthwaite's degrees of freedom
+    (1946).
     """
 
     def __init__(self, wrong: Sequence[np.ndarray]) -> None:
@@ -49,13 +53,13 @@ class SeedsAndImages:
         self._of_seeds = sum(squares for squares, _ in spread) / self._freedom if self._freedom else 0.0
 
     def interval(self, wrong: np.ndarray) -> tuple[float, float]:
-        """95 % of the mean error over all seeds and images like these."""
+        """95 % confidence interval of the mean error over all seeds and images like these."""
         error, freedom = self._error(1 / len(wrong), wrong.mean(axis=0))
         mean, reach = float(wrong.mean()), float(t.ppf(0.975, freedom)) * error
         return max(0.0, mean - reach), min(1.0, mean + reach)
 
     def p_value(self, wrong: np.ndarray, other_wrong: np.ndarray) -> float:
-        """How likely two equally good configs differ this much."""
+        """p value of a two-sided t test: the probability that two equally good configs differ at least this much."""
         per_image = wrong.mean(axis=0) - other_wrong.mean(axis=0)
         error, freedom = self._error(1 / len(wrong) + 1 / len(other_wrong), per_image)
         difference = abs(float(per_image.mean()))
@@ -64,8 +68,9 @@ class SeedsAndImages:
         return float(2 * t.sf(difference / error, freedom))
 
     def _error(self, seeds: float, per_image: np.ndarray) -> tuple[float, float]:
-        """Standard error of a mean and its degrees of freedom. One image says nothing of how images differ: the error
-        is then infinite, so that an interval is all of 0 to 1 and a p value 1."""
+        """Standard error of a mean and its degrees of freedom. `seeds`: the sum of 1/S, by which the variance
+        between seeds is multiplied. With one image, whose variance is unknown, the error is infinite, so that the
+        interval is 0 to 1 and p is 1."""
         count = len(per_image)
         if count < 2:
             return math.inf, 1.0

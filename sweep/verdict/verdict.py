@@ -1,4 +1,4 @@
-"""Which config is best, and how sure that is: what the terminal says last and the report first."""
+"""The verdict of a sweep: which config is best, and how certain that is. Shown by the terminal and the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from sweep.search.search import Search, TrialRecord
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.wording.formatting import percent, span
 
-COMPARED = 5  # trials side by side under the worst images
-SURE = 0.05  # the largest p that counts as a difference
+COMPARED = 5  # best trials whose readings are shown for the worst images
+SURE = 0.05  # significance level: p must be below it to count as a difference
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a trial's best network reads of a split: uint8 (N, T) padded with 0, and which are wrong. `p` is Holm's for
-    being as good as the best."""
+    """What a trial's best weights read on a split. `decoded`: uint8 (N, T), padded with 0. `wrong`: bool (N,). `p`:
+    Holm's corrected p value for reading as well as the best trial; None for the best."""
 
     record: TrialRecord
     decoded: np.ndarray
@@ -37,8 +37,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A config's replicates on the test set: wrong bool (S, N), their mean error with its 95 % interval, and Holm's p
-    for being as good as the best."""
+    """The replicates of a config on the test set. `wrong`: bool (S, N). `interval`: 95 % of their mean error.
+    `seconds`: mean per replicate. `p`: Holm's corrected p value for being as good as the best; None for the best."""
 
     record: TrialRecord
     wrong: np.ndarray
@@ -52,7 +52,7 @@ class Confirmed:
 
 
 class Verdict:
-    """From what lies in a sweep's folder, and the records that the search keeps."""
+    """Which trials of a sweep read best, from the readings in its folder and the records of its search."""
 
     def __init__(self, config: SweepConfig, workplace: Workplace, search: Search) -> None:
         self.config, self.workplace = config, workplace
@@ -70,10 +70,11 @@ class Verdict:
         return open_pool(pool_spec(self.config, split), self.workplace.pools)
 
     def _read(self, record: TrialRecord, key: str, pool: Pool) -> tuple[np.ndarray, np.ndarray] | None:
-        """Readings and which are wrong, if they are there and of this pool's size and alphabet."""
+        """The readings (N, T) stored under `key` in a trial's best.pt, and which are wrong (N,). None if they are
+        missing or don't fit the pool's size and alphabet."""
         path = self.workplace.files(record.name) / "best.pt"
         try:
-            decoded = checkpoints.load(path)[key] if path.is_file() else None  # a FIFO would never end
+            decoded = checkpoints.load(path)[key] if path.is_file() else None  # reading a FIFO would never end
         except (OSError, ValueError, KeyError):
             return None
         if not isinstance(decoded, torch.Tensor) or decoded.dtype != torch.uint8 or decoded.ndim != 2:
@@ -85,7 +86,7 @@ class Verdict:
         return decoded.numpy(), ~ctc.exact_matches(decoded, torch.from_numpy(pool.labels)).numpy()
 
     def _readings(self) -> list[Reading]:
-        """Of the validation images, best first; of the trials whose weights are there."""
+        """The readings of the validation images, best trial first, of the trials whose best.pt exists."""
         if self.pool is None:
             return []
         read = [(record, self._read(record, "readings", self.pool)) for record in self.scored]
@@ -94,7 +95,7 @@ class Verdict:
         return [Reading(*what, p) for what, p in zip(found, [None, *p_values], strict=False)]
 
     def _confirmed(self, search: Search) -> list[Confirmed]:
-        """Best first. A replicate that diverged has read nothing."""
+        """The confirmed configs, best first. A diverged replicate counts as wrong on every image."""
         pool = self._pool("test") if search.confirmed else None
         if pool is None:
             return []
@@ -115,7 +116,7 @@ class Verdict:
         ]
 
     def misread(self, most: int) -> list[tuple[int, int]]:
-        """The validation images that most trials read wrong: their rows, and how many trials do."""
+        """The validation images that most trials misread, at most `most`: (row in the pool, number of trials)."""
         if not self.readings:
             return []
         counts = np.sum([reading.wrong for reading in self.readings], axis=0)
@@ -123,12 +124,12 @@ class Verdict:
         return [(int(row), int(counts[row])) for row in rows if counts[row]]
 
     def interval(self, record: TrialRecord) -> tuple[float, float]:
-        """95 % of one run's validation error."""
+        """95 % confidence interval of one run's validation error."""
         return interval(round(record.score("error_rate") * self.images), self.images)
 
     @property
     def sentences(self) -> list[str]:
-        """Two: which is best and how sure its error is; which others may be as good."""
+        """One or two sentences: the best config and the interval of its error; which others may be as good."""
         if not self.scored:
             return ["No trial has reached the end of an epoch."]
         if self.confirmed:
@@ -150,7 +151,7 @@ class Verdict:
 
 
 def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> list[str]:
-    """A sentence on the best, which comes first, and the others; none if it is alone."""
+    """A sentence that compares the best, the first of `known`, with the others; none if there are no others."""
     best, *others = known
     equals = [other for other in others if other.p is not None and other.p >= SURE]
     beaten = [other for other in others if other.p is not None and other.p < SURE]

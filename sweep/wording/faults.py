@@ -1,6 +1,6 @@
-"""Tells faults of a sweep's surroundings (disk, permissions, killed processes) from errors of this program.
+"""Tells faults outside of the program (full disk, permissions, killed processes) from errors of the program itself.
 
-The first can be mended outside, and the sweep then goes on with `--resume`; the second need a look at the traceback.
+The user can fix the former and then `--resume` the sweep; the latter need a look at the traceback.
 """
 
 import errno
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 INTERRUPTED, INTERNAL = 130, 70  # exit codes
 
-NO_SPACE = "no space is left on the disk"  # the same for bytes, for inodes and for a quota
+NO_SPACE = "no space is left on the disk"  # also if inodes or a quota are used up
 _WORDS = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
@@ -27,7 +27,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a sweep ended before its time, in words, and with which exit code."""
+    """Why a sweep ended early: a sentence, and the exit code."""
 
     sentence: str
     code: int
@@ -35,7 +35,7 @@ class Fault:
     @classmethod
     def of(cls, error: BaseException) -> "Fault":
         if isinstance(error, KeyboardInterrupt):
-            return cls(str(error) or BY_YOU.sentence, INTERRUPTED)  # RayLost has a text
+            return cls(str(error) or BY_YOU.sentence, INTERRUPTED)  # RayLost has a message
         outside = surroundings(error)
         if outside is not None:
             return cls(outside, INTERRUPTED)
@@ -46,7 +46,7 @@ BY_YOU = Fault("by you", INTERRUPTED)
 
 
 def surroundings(error: BaseException) -> str | None:
-    """What outside of this program made it fail, in words; None if it was the program itself."""
+    """The cause outside of this program in words, such as a full disk; None if the error is the program's own."""
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno != errno.ENOMEM:
             return _described(one)
@@ -56,14 +56,14 @@ def surroundings(error: BaseException) -> str | None:
             return "memory ran out"
         if "Too many open files" in str(one):  # PyTorch's RuntimeError from shared memory and pipes
             return _WORDS[errno.EMFILE]
-    # Only if no error has a better reason: Ray wraps what it passes on.
+    # Last, because Ray wraps errors: one further down the chain names the cause better.
     if any(type(one).__module__ == "ray.exceptions" and type(one).__name__ != "RayTaskError" for one in _chain(error)):
         return f"Ray's own processes were lost: {one_line(error)}"
     return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it came from."""
+    """Yields the error, then its causes (`__cause__`, or `__context__` unless suppressed)."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -72,21 +72,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _described(error: OSError) -> str:
     if error.errno is None:
         lines = str(error).split("\n")
-        return lines[-1].strip() or type(error).__name__  # the last: a DataLoader puts its worker's traceback before
+        return lines[-1].strip() or type(error).__name__  # last line: a DataLoader puts its worker's traceback first
     words = _WORDS.get(error.errno, str(error.strerror))
     return words if words == NO_SPACE or error.filename is None else f"{words}: {error.filename}"
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, without line breaks and without its stack."""
+    """The error's type and message in one line, without a traceback."""
     said = last_error(str(error))
-    # An error from another process brings its traceback, at the end of which its type is named.
+    # The message of an error from another process holds a traceback, whose last line already names the type.
     return said if "Traceback (most recent call last)" in str(error) else f"{type(error).__name__}: {said}"
 
 
 def last_error(text: str) -> str:
-    """The last error in a text that may hold tracebacks, in one line: the lines below the last stack, which is
-    indented. A cause stands at the end, however many processes and libraries have wrapped it."""
+    """The last error message of a text that may hold tracebacks, as one line: the lines after the last (indented)
+    stack. However many processes and libraries have wrapped an error, its root cause comes last."""
     lines = [line for line in text.splitlines() if line.strip()]
     start = len(lines)
     while start and lines[start - 1][0].isspace():  # details of the error itself

@@ -1,4 +1,4 @@
-"""How figures are written for people, in the terminal and on pages alike."""
+"""Formats figures for people, the same in the terminal and on report pages."""
 
 import math
 from collections.abc import Iterable
