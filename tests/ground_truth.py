@@ -20,7 +20,7 @@ from model.training import checkpoints
 from model.training.evaluation import evaluate
 from model.training.loop import make_network
 from sweep.config import load, read_trial
-from sweep.tensorboard.writers import scalars
+from sweep.tensorboard.event_file import scalars
 
 FILE = Path(__file__).with_name("ground_truth.csv")
 SCORES = ("loss", "error_rate", "cer")

@@ -15,7 +15,8 @@ import numpy as np
 
 from sweep.config import SweepConfig, load
 from sweep.search.early_stopping import decides
-from sweep.search.search import Search, TrialRecord
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
 from tests.conftest import REPOSITORY
 from tests.ground_truth import AVERAGED, SCORES, GroundTruth
 

@@ -27,7 +27,7 @@ from sweep.config import QUICKSTART, load
 from sweep.config.workplace import Workplace
 from sweep.execution.trial import Trial, keep_to_share
 from sweep.machine.resources import this_machine
-from sweep.search.search import TrialRecord
+from sweep.search.records import TrialRecord
 from tests.fake_gpu import GPU, fake_tensors
 from tests.processes import TINY
 

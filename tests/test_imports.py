@@ -47,7 +47,7 @@ def test_rendering_processes_load_no_torch() -> None:
 
 LIBRARIES = {  # which file or folder of sweep/ alone knows the library
     "ray": ["sweep/benchmark/baseline.py", "sweep/execution"],
-    "tensorboardX": ["sweep/tensorboard/writers.py"],
+    "tensorboardX": ["sweep/tensorboard"],
     "ruamel": ["sweep/config/yaml_text.py"],
 }
 

@@ -14,7 +14,8 @@ from sweep.config import SweepConfig, load
 from sweep.config.workplace import Workplace
 from sweep.execution import in_process
 from sweep.execution.trial import Trial
-from sweep.search.search import Search, TrialRecord
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
 from sweep.verdict.reporter import Reporter
 from tests.conftest import QUICKSTART
 from tests.processes import TINY, UNCONFIRMED, Start, wait_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweep.config import load
-from sweep.search.search import TrialRecord
+from sweep.search.records import TrialRecord
 from sweep.terminal.terminal import Terminal, as_argument
 from tests.conftest import QUICKSTART, REPOSITORY
 

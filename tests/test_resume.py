@@ -17,7 +17,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sweep.tensorboard.writers import EventFile
+from sweep.tensorboard.event_file import EventFile
 from tests.board import serve
 from tests.processes import LocalSweep, Start, StartLocal, Sweep, resume, resume_local, wait_for
 from tests.results import (

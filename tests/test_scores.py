@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.training.scores import SCORES
-from sweep.tensorboard.writers import read_events
+from sweep.tensorboard.event_file import read_events
 from tests.processes import SETTINGS, sets
 from tests.results import runs
 

@@ -12,8 +12,10 @@ from model.system.seeds import derive
 from sweep.config import Asha, ConfigError, SweepConfig, load
 from sweep.search.early_stopping import is_rung
 from sweep.search.points import identity, point, size
-from sweep.search.search import SAMPLERS, Search, TrialRecord, limit, mean_test_error, trial_count, trial_name
-from sweep.tensorboard.writers import hparams
+from sweep.search.records import TrialRecord, trial_name
+from sweep.search.samplers import SAMPLERS, limit, trial_count
+from sweep.search.search import Search, mean_test_error
+from sweep.tensorboard.hparams import hparams
 from sweep.verdict.leaderboard import table
 from tests.conftest import QUICKSTART
 from tests.processes import UNCONFIRMED

@@ -14,7 +14,7 @@ import torch
 
 from model.predict import main as predict
 from sweep.run import main
-from sweep.search.search import trial_name
+from sweep.search.records import trial_name
 from tests.processes import Start, wait_for
 
 

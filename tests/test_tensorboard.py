@@ -13,7 +13,10 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from model.config import TrialConfig
 from model.training.scores import Scores
 from sweep.config import Parameter
-from sweep.tensorboard.writers import EventFile, SweepWriter, TrialWriter, Writer, comparison_link, end_session
+from sweep.tensorboard.event_file import EventFile
+from sweep.tensorboard.sweep_writer import SweepWriter, comparison_link
+from sweep.tensorboard.trial_writer import TrialWriter, end_session
+from sweep.tensorboard.writer import Writer
 
 
 def accumulated(folder: Path) -> EventAccumulator:
@@ -24,7 +27,7 @@ def test_all_that_was_logged_before_sigkill_is_on_disk(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from sweep.tensorboard.writers import TrialWriter
+from sweep.tensorboard.trial_writer import TrialWriter
 writer = TrialWriter(Path({str(tmp_path)!r}))
 for step in range(1000):
     writer.log(step, {{"train/loss": step}})
@@ -60,7 +63,7 @@ def test_a_record_that_does_not_fit_on_the_disk_is_taken_back_and_the_error_rais
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-from sweep.tensorboard.writers import TrialWriter
+from sweep.tensorboard.trial_writer import TrialWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write past the limit fails with EFBIG, as on a full disk
 writer = TrialWriter(Path({str(tmp_path)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20011, resource.RLIM_INFINITY))

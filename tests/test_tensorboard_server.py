@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sweep.tensorboard.server import TensorBoard
-from sweep.tensorboard.writers import SweepWriter
+from sweep.tensorboard.sweep_writer import SweepWriter
 from tests.board import Board
 from tests.processes import Start, StartLocal, wait_for
 

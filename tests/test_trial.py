@@ -16,8 +16,9 @@ from sweep.config import load
 from sweep.config.workplace import Workplace
 from sweep.execution import in_process
 from sweep.execution.trial import Trial
-from sweep.search.search import Search, TrialRecord
-from sweep.tensorboard.writers import scalars
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
+from sweep.tensorboard.event_file import scalars
 from sweep.wording.faults import last_error, one_line
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, TINY, UNCONFIRMED

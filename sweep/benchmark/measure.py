@@ -25,8 +25,8 @@ from model.training.loop import LOG_POINTS
 from sweep.benchmark.worker import Lane, Memory, RunningLane, sized
 from sweep.config import SweepConfig, load
 from sweep.machine.resources import Allotment, Machine, allot, recommend, this_machine
-from sweep.search.search import trial_count
-from sweep.tensorboard.writers import lifetime
+from sweep.search.samplers import trial_count
+from sweep.tensorboard.event_file import lifetime
 
 EPOCH_SECONDS = 1.0  # of a measured epoch; a real one may take hours
 STEP_SECONDS = EPOCH_SECONDS / 4  # longer steps are measured with smaller batches, to end within minutes

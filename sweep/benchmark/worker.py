@@ -32,7 +32,7 @@ from model.training.optimizers import make_optimizer
 from sweep.benchmark import baseline as plain
 from sweep.tensorboard import badcases
 from sweep.tensorboard.trial_pictures import picture_epochs
-from sweep.tensorboard.writers import TrialWriter
+from sweep.tensorboard.trial_writer import TrialWriter
 
 
 @dataclass(frozen=True)

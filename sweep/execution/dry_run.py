@@ -7,7 +7,8 @@ from model.data.pools import pool_specs
 from model.network.crnn import CRNN
 from sweep.config import SweepConfig, walk
 from sweep.machine.resources import Allotment
-from sweep.search.search import Search, limit
+from sweep.search.samplers import limit
+from sweep.search.search import Search
 
 
 def show(config: SweepConfig, allotment: Allotment) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from sweep.execution.interrupts import held_back
 from sweep.execution.trial import Trial
-from sweep.search.search import Search, TrialRecord
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
 
 
 def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: int) -> None:

@@ -22,7 +22,8 @@ with collector_paused():
     from sweep.execution.ray_cluster import RayCluster, RayLost
     from sweep.execution.trial import Trial, keep_to_share
     from sweep.machine.resources import Allotment
-    from sweep.search.search import Search, TrialRecord
+    from sweep.search.records import TrialRecord
+    from sweep.search.search import Search
     from sweep.wording.faults import last_error
 
 ray_compat.share_workers()

@@ -18,7 +18,8 @@ from sweep.execution.start import Request
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
 from sweep.machine.resources import Allotment, Machine, allot, this_machine
-from sweep.search.search import Search, trial_count
+from sweep.search.samplers import trial_count
+from sweep.search.search import Search
 from sweep.tensorboard.server import TensorBoard
 from sweep.terminal.terminal import Terminal, as_argument
 from sweep.verdict.reporter import Reporter

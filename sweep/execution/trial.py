@@ -28,9 +28,10 @@ from model.training.scores import SCORES
 from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial
 from sweep.config.workplace import Workplace
 from sweep.search.early_stopping import decides
-from sweep.search.search import TrialRecord
+from sweep.search.records import TrialRecord
+from sweep.tensorboard.hparams import hparams
 from sweep.tensorboard.trial_pictures import TrialPictures
-from sweep.tensorboard.writers import TrialWriter, hparams
+from sweep.tensorboard.trial_writer import TrialWriter
 from sweep.wording import faults
 
 

@@ -7,89 +7,32 @@ Therefore an interrupted search draws the same trials after a resume as it would
 
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import optuna
-from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import AfterValidator, Field, TypeAdapter
 
 from model.config.format import FORMAT
 from model.system.seeds import derive
-from model.training.scores import SCORES
-from sweep.config import ConfigError, SearchConfig, Space, SweepConfig, Value, completed, plain, tupled, walk
+from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plain, walk
 from sweep.search import study_file
 from sweep.search.early_stopping import PRUNERS
 from sweep.search.points import Point, at_random, identity, size, suggest, untried
+from sweep.search.records import State, TrialRecord, record_of, trial_name
+from sweep.search.samplers import SAMPLERS, trial_count
 from sweep.search.study_file import StudyError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 _NEAR = 0.1  # share of a range: closer values count as nearly the same
-
-State = Literal["running", "completed", "stopped", "diverged", "failed", "interrupted"]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _in_range(scores: dict[str, float]) -> dict[str, float]:
-    for name, value in scores.items():
-        if name in SCORES and SCORES[name].share and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
-    return scores
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """The stored facts of one trial. `scores` are the validation scores of its best epoch, empty before the first."""
-
-    number: int
-    name: Annotated[str, Field(pattern=r"^\d{4}[A-Za-z0-9._=+-]*$", max_length=80)]
-    values: dict[str, Value]
-    state: State = "running"
-    epochs: Count = 0
-    scores: Annotated[dict[str, float], AfterValidator(_in_range)] = field(
-        default_factory=dict
-    )  # keys are those of `model.training.scores.SCORES`
-    best_epoch: Count | None = None
-    seconds: Annotated[float, Field(ge=0)] = 0.0
-    error: str | None = None
-    failures: Count = 0  # retries so far
-    note: str | None = None  # a warning for the terminal, such as a damaged checkpoint
-    replicate_of: str | None = None  # name of the trial whose values this one trains again with another seed
-    test_error_rate: Share | None = None  # of the best epoch; only replicates are tested
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", {path: tupled(value) for path, value in self.values.items()})
-
-    def score(self, metric: str) -> float:
-        """The metric as a cost, lower is better; infinite while there is no score."""
-        value = self.scores.get(metric)
-        return math.inf if value is None else SCORES[metric].cost(value)
-
-    @property
-    def error_rate(self) -> float | None:
-        return self.scores.get("error_rate")
-
-
-_RECORD = TypeAdapter(TrialRecord)  # drops unknown keys, which a newer version may have added
-
-
-def _record_of(trial: FrozenTrial) -> TrialRecord:
-    """The record stored in an Optuna trial. Raises ValueError if the stored values are invalid."""
-    tree = trial.user_attrs["record"]
-    if "scores" not in tree:  # format 1
-        scores = {name: tree[name] for name in ("error_rate", "cer", "loss") if tree.get(name) is not None}
-        tree = {**tree, "scores": scores}
-    return _RECORD.validate_python(tree)
 
 
 class Listener(Protocol):
@@ -102,54 +45,12 @@ class Listener(Protocol):
     def ended(self, record: TrialRecord) -> None: ...
 
 
-class _NumberedQMC(QMCSampler):
-    """Quasi-Monte Carlo sampler that draws the point with its trial's number. Optuna's own takes the next number from a
-    counter in the study."""
-
-    def __init__(self, seed: int, number: int) -> None:
-        super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
-        self._number = number
-
-    def _find_sample_id(self, *_: Any) -> int:
-        return self._number
-
-
-# (config, index of the trial) → a new sampler for that trial.
-SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
-    "tpe": lambda c, number: TPESampler(
-        n_startup_trials=max(4, min(10, trial_count(c) // 3)),
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        seed=derive(c.seed, number),
-    ),
-    "random": lambda c, number: RandomSampler(seed=derive(c.seed, number)),
-    "grid": lambda c, number: RandomSampler(seed=derive(c.seed, number)),  # only completes given points
-    "qmc": lambda c, number: _NumberedQMC(c.seed, number),
-    "cmaes": lambda c, number: CmaEsSampler(seed=derive(c.seed, number), warn_independent_sampling=False),
-}
-
 _FINAL_STATES: dict[State, TrialState] = {
     "completed": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "diverged": TrialState.FAIL,
     "failed": TrialState.FAIL,
 }
-
-
-def trial_count(config: SearchConfig) -> int:
-    """The number of trials to search: `search.trials`, but at most the number of points in the space."""
-    return int(min(_wanted(config), size(config.space)))
-
-
-def _wanted(config: SearchConfig) -> float:
-    return config.trials or (math.inf if config.searcher == "grid" else 20)
-
-
-def limit(config: SearchConfig) -> str | None:
-    """A sentence for the user if the space has fewer points than the trials wanted, else None."""
-    few, wanted = trial_count(config), _wanted(config)
-    return f"the search space has {few} points: {few} trials, not {wanted:g}" if few < wanted < math.inf else None
 
 
 class Search:
@@ -194,7 +95,7 @@ class Search:
             )
             self._require_same_config(config, database)
             for trial in self._study.get_trials(deepcopy=False):
-                record = _record_of(trial)
+                record = record_of(trial)
                 config.with_values(record.values)
                 if record.number != trial.number:
                     raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
@@ -208,7 +109,7 @@ class Search:
         """Resets the failed trials of the study to unfinished ones without any epoch."""
         study_id = storage.get_study_id_from_name("sweep")
         for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
-            record = _record_of(trial)
+            record = record_of(trial)
             if record.state == "failed":
                 study_file.reopen(storage, trial._trial_id)
                 new = TrialRecord(
@@ -358,7 +259,7 @@ class Search:
         """Marks the trial as running and returns its record. None if its record already had a final state: the search
         was interrupted before it could tell Optuna, which is done now."""
         frozen = self._study.get_trials(deepcopy=False)[number]
-        record = _record_of(frozen)
+        record = record_of(frozen)
         self._live[number] = optuna.Trial(self._study, frozen._trial_id)
         if record.state in _FINAL_STATES:
             self._end(record)
@@ -536,19 +437,3 @@ def mean_test_error(replicates: list[TrialRecord]) -> float:
     errors = [1.0 if record.state == "diverged" else record.test_error_rate for record in replicates]
     known = [error for error in errors if error is not None]
     return sum(known) / len(known) if known else float("inf")
-
-
-def trial_name(number: int, values: dict[str, Value]) -> str:
-    """`0007_lr=1.2e-03_schedule=cosine`: as many values as fit into 80 safe characters."""
-    name = f"{number:04d}"
-    for path, value in values.items():
-        section, _, key = path.rpartition(".")
-        label = section.rpartition(".")[2] if key == "name" else key
-        text = f"{value:.1e}" if isinstance(value, float) else str(plain(value))
-        if isinstance(value, tuple):
-            text = re.sub(r"[\[\]]", "", text).replace(", ", "-")
-        safe = "".join(c if c.isascii() and (c.isalnum() or c in "._=+-") else "-" for c in f"{label}={text}")
-        if len(name) + 1 + len(safe) > 80:
-            break
-        name += f"_{safe}"
-    return name

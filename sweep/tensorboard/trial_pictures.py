@@ -14,9 +14,9 @@ from model.training.evaluation import Samples
 from model.training.loop import Epoch
 from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
-from sweep.search.search import TrialRecord
+from sweep.search.records import TrialRecord
 from sweep.tensorboard import badcases
-from sweep.tensorboard.writers import TrialWriter
+from sweep.tensorboard.trial_writer import TrialWriter
 
 
 def picture_epochs(epochs: int) -> set[int]:

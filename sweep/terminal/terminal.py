@@ -19,8 +19,10 @@ from model.training import precision
 from model.training.scores import columns
 from sweep.config import NoStopping, SweepConfig, walk
 from sweep.machine.resources import Allotment, Machine
-from sweep.search.search import Search, TrialRecord, limit, trial_count, trial_name
-from sweep.tensorboard.writers import comparison_link
+from sweep.search.records import TrialRecord, trial_name
+from sweep.search.samplers import limit, trial_count
+from sweep.search.search import Search
+from sweep.tensorboard.sweep_writer import comparison_link
 from sweep.wording.formatting import percent, scored
 
 log = logging.getLogger("sweep")

@@ -7,7 +7,7 @@ from typing import Any
 
 from model.training.scores import columns
 from sweep.config import Space, plain, walk
-from sweep.search.search import TrialRecord
+from sweep.search.records import TrialRecord
 from sweep.wording.formatting import formatted
 
 

@@ -33,8 +33,8 @@ from model.training.scores import Score, columns
 from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, Value, plain, walk
 from sweep.config.workplace import Workplace
 from sweep.search import study_file
-from sweep.search.search import TrialRecord
-from sweep.tensorboard.writers import lifetime, scalars
+from sweep.search.records import TrialRecord
+from sweep.tensorboard.event_file import lifetime, scalars
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
 from sweep.wording.formatting import formatted, percent, scored, span

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from model.data.alphabet import Alphabet
-from sweep.search.search import TrialRecord
+from sweep.search.records import TrialRecord
 from sweep.tensorboard import badcases
 from sweep.verdict.verdict import COMPARED, Verdict
 

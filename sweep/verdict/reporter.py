@@ -3,9 +3,11 @@
 from model.system.malloc import collector_paused
 from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
-from sweep.search.search import Search, TrialRecord
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
+from sweep.tensorboard.sweep_writer import SweepWriter
 from sweep.tensorboard.trial_pictures import last_picture
-from sweep.tensorboard.writers import SweepWriter, end_session
+from sweep.tensorboard.trial_writer import end_session
 from sweep.wording.faults import Fault
 
 

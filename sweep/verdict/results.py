@@ -10,8 +10,9 @@ from typing import Any
 from model.system.files import replace_file
 from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
-from sweep.search.search import Search, TrialRecord
-from sweep.tensorboard.writers import SweepWriter
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
+from sweep.tensorboard.sweep_writer import SweepWriter
 from sweep.verdict import pictures
 from sweep.verdict.leaderboard import as_csv, as_markdown, table
 from sweep.verdict.page import write_page

@@ -12,7 +12,8 @@ from model.network import ctc
 from model.training import checkpoints
 from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
-from sweep.search.search import Search, TrialRecord
+from sweep.search.records import TrialRecord
+from sweep.search.search import Search
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.wording.formatting import percent, span
 
