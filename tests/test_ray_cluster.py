@@ -109,7 +109,7 @@ def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Pa
 
 @pytest.mark.parametrize("given", ["", "  "])
 def test_an_empty_token_counts_as_none(given: str) -> None:
-    code = "import os, sweep.ray_cluster; print(len(os.environ['RAY_AUTH_TOKEN']))"
+    code = "import os, sweep.execution.ray_cluster; print(len(os.environ['RAY_AUTH_TOKEN']))"
     environment = {**os.environ, "RAY_AUTH_TOKEN": given}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "64\n"

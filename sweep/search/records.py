@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -62,7 +63,7 @@ _RECORD = TypeAdapter(TrialRecord)  # drops unknown keys, which a newer version 
 def record_of(trial: FrozenTrial) -> TrialRecord:
     """The record stored in an Optuna trial. Raises ValueError if the stored values are invalid."""
     tree = trial.user_attrs["record"]
-    if "scores" not in tree:  # format 1
+    if isinstance(tree, Mapping) and "scores" not in tree:  # format 1
         scores = {name: tree[name] for name in ("error_rate", "cer", "loss") if tree.get(name) is not None}
         tree = {**tree, "scores": scores}
     return _RECORD.validate_python(tree)
