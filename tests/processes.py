@@ -42,6 +42,10 @@ SETTINGS = {
 }
 
 
+# Limits of time in tests only tell a process that hangs from one that is slow, as all are on a busy machine.
+PATIENCE = 3
+
+
 def sets(values: Mapping[str, Any]) -> list[str]:
     """As options of the command line."""
     return [f"--set={key}={'null' if value is None else value}" for key, value in values.items()]
@@ -69,7 +73,7 @@ class Sweep:
 
     def wait(self, seconds: float = 120) -> tuple[int, str]:
         """Exit code and all that was printed."""
-        printed, _ = self.process.communicate(timeout=seconds)
+        printed, _ = self.process.communicate(timeout=PATIENCE * seconds)
         return self.process.returncode, printed
 
     def family(self) -> list[psutil.Process]:
@@ -121,7 +125,7 @@ class LocalSweep:
 
     def wait(self, seconds: float = 120) -> tuple[int | None, str]:
         """Exit code, None if it still runs, and all that was printed."""
-        self.process.join(seconds)
+        self.process.join(PATIENCE * seconds)
         return self.process.exitcode, self.output.read_text()
 
 
@@ -134,7 +138,7 @@ def resume(root: Path, *arguments: str) -> tuple[int, str]:
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)

@@ -78,7 +78,7 @@ def test_command_refuses_images_for_which_there_is_no_memory_in_a_sentence(tmp_p
     command = [sys.executable, "-m", "model.captchas", "out", "--config", "large.yaml"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))  # noqa: E731
     result = subprocess.run(
-        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=180, check=False
     )
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1

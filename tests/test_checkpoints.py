@@ -213,7 +213,7 @@ def test_the_command_does_not_wait_for_a_fifo(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "model.predict", "fifo.pt", "."]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "fifo.pt: not a regular file\n")
 

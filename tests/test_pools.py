@@ -81,7 +81,7 @@ def test_two_sweeps_that_start_at_once_render_once(tmp_path: Path) -> None:
     processes = [context.Process(target=_render, args=(tmp_path, barrier, rendered)) for _ in range(2)]
     for process in processes:
         process.start()
-    assert sorted(rendered.get(timeout=60) for _ in processes) == [False, True]
+    assert sorted(rendered.get(timeout=180) for _ in processes) == [False, True]
     for process in processes:
         process.join()
     assert {path.name for path in tmp_path.iterdir()} == {*files(tmp_path), "render.lock"}
@@ -130,7 +130,7 @@ def test_a_script_that_forgets_to_guard_its_main_part_is_told_so_instead_of_wait
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     result = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert result.returncode == 1
     assert "if __name__ == '__main__':" in result.stderr

@@ -37,7 +37,7 @@ LONG = {"training__epochs": 40, "search__trials": 2, "search__early_stopping": "
 @pytest.mark.slow
 def test_a_ray_that_does_not_end_does_not_keep_the_sweep_from_ending() -> None:
     command = [sys.executable, "-c", STUCK]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=180)
     assert done.stdout == "closed\n"
 
 
@@ -118,7 +118,7 @@ def test_an_empty_token_counts_as_none(given: str) -> None:
 @pytest.mark.namespaces
 def test_without_loopback_a_sentence_names_local(tmp_path: Path) -> None:
     command = ["unshare", "--net", "--map-root-user", sys.executable, "-m", "sweep.run", "--output-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "127.0.0.1: Network is unreachable" in done.stderr
     assert "--local" in done.stderr

@@ -210,7 +210,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
 @pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_long_epoch(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    long = {"data__source": "stream", "data__train_images": 100_000, "training__epochs": 2, "search__trials": 2}
+    long = {"data__source": "stream", "data__train_images": 1_000_000, "training__epochs": 2, "search__trials": 2}
     sweep = start("r", "--verbose", **long)
     wait_for(lambda: list(root.glob("tensorboard/0001*/events.*")))
     time.sleep(1)
@@ -471,7 +471,7 @@ def test_on_a_full_disk_it_stops_with_a_sentence_and_goes_on_when_there_is_room(
     root = disk.path / "r"
     wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
     filler = disk.fill()
-    printed, _ = sweep.communicate(timeout=60)
+    printed, _ = sweep.communicate(timeout=180)
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
     assert "no space is left on the disk" in printed
@@ -492,7 +492,7 @@ def test_images_that_do_not_fit_on_the_disk_are_told_in_a_sentence(
 ) -> None:
     large = arguments("r", data__train_images=30_000)
     sweep = disk.run(*large, "--cache-dir", str(tmp_path / "disk" / "cache"), "--local")
-    printed, _ = sweep.communicate(timeout=60)
+    printed, _ = sweep.communicate(timeout=180)
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
     assert "no space is left on the disk" in printed

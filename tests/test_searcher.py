@@ -291,7 +291,7 @@ def test_a_grid_of_billions_of_points_is_counted_and_begun_at_once() -> None:
     grid = config(search__space=ten, search__searcher="grid", search__trials=12)
     begin = time.monotonic()
     records = run(Search(grid, None), lambda record, epoch: 0.5)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60  # trying them all would take days
     assert [record.values["training.augmentation.shift"] for record in records] == [*range(1, 11), 1, 2]
     assert [record.values["training.seed"] for record in records] == [1] * 10 + [2] * 2
     assert trial_count(config(search__space=ten, search__searcher="grid", search__trials=None).search) == 10**9

@@ -116,7 +116,7 @@ def test_a_server_that_hangs_is_ended_all_the_same_and_soon(serve: Serve, stoppe
         family[index].suspend()
     begin = time.monotonic()
     board.close()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # without SIGKILL it would wait for ever
     wait_for(lambda: all(map(over, family)), seconds=5)
     assert told.reasons == []  # it was asked to end
 
