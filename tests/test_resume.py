@@ -35,7 +35,10 @@ def killed_again_and_again(root: Path, sweep: LocalSweep, draw: random.Random) -
     """Kills it at random instants and resumes it until it ends by itself; says how often, and what was printed."""
     wait_for((root / "sweep.yaml").exists)
     kills = 0
-    while (code := sweep.wait(draw.uniform(0.0, 2.0 + 0.3 * kills))[0]) is None:
+    while True:
+        sweep.process.join(draw.uniform(0.0, 2.0 + 0.3 * kills))
+        if (code := sweep.process.exitcode) is not None:
+            break
         sweep.kill()
         kills += 1
         sweep = resume_local(root)
