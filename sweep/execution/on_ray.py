@@ -43,7 +43,7 @@ class RayTrial(tune.Trainable):
         if self.trial is None:
             keep_to_share(self.workplace.gpus)
             self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
-        return self.trial.step()
+        return {"result": (self.trial.step(),)}  # in a tuple: Tune flattens dictionaries in dictionaries
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -100,7 +100,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with held_back():
-            go_on = self._search.report(trial.config["number"], result)
+            go_on = self._search.report(trial.config["number"], result["result"][0])
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
