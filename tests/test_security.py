@@ -86,7 +86,7 @@ def test_tensorboard_listens_on_this_machine_alone_and_ray_lets_in_only_who_has_
     sweep = start("r", "--tensorboard", training__epochs=2000, search__early_stopping="none")
     wait_for(lambda: list((tmp_path / "r").glob("trials/*/epoch_0001.pt")))
     driver = psutil.Process(sweep.process.pid)
-    boards = [child for child in driver.children() if "tensorboard_server" in " ".join(child.cmdline())]
+    boards = [child for child in driver.children() if "tensorboard/server.py" in " ".join(child.cmdline())]
     assert [set(listening(board).values()) for board in boards] == [{"127.0.0.1"}]
     (gcs,) = [child for child in driver.children(recursive=True) if "gcs_server" in child.name()]
     (port,) = [c.laddr.port for c in gcs.net_connections("tcp") if c.status == psutil.CONN_LISTEN and is_grpc(c)]

@@ -160,7 +160,7 @@ def test_a_server_that_cannot_start_says_why(serve: Serve, tmp_path: Path, monke
 
 def servers(pid: int) -> list[psutil.Process]:
     children = psutil.Process(pid).children()
-    return [child for child in children if any("tensorboard_server" in word for word in child.cmdline())]
+    return [child for child in children if any("tensorboard/server.py" in word for word in child.cmdline())]
 
 
 def test_a_sweep_tells_that_its_tensorboard_was_killed_and_goes_on(local: StartLocal, tmp_path: Path) -> None:

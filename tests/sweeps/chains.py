@@ -216,6 +216,6 @@ def _kind(process: psutil.Process) -> str | None:
         return name
     if "multiprocessing.spawn" in title:
         return "rendering"
-    if "tensorboard_server.py" in title or "tensorboard_data_server" in title:
+    if "tensorboard/server.py" in title or "tensorboard_data_server" in title:
         return "TensorBoard"
     return "another of Ray's" if title.startswith("ray::") or "/ray/" in title.partition(" --")[0] else None
