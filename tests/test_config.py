@@ -101,7 +101,9 @@ BROKEN_VALUES = [
 def test_a_wrong_value_is_answered_in_a_sentence_before_anything_is_written(
     setting: str, named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--set", setting, "--output-dir", str(tmp_path / "runs")]) == 2
+    # Without Ray, which would start here for as long as it takes to ask for the GPUs: what is left of its C++ when it is
+    # killed at once can damage the memory of the process that runs the tests.
+    assert main(["--set", setting, "--output-dir", str(tmp_path / "runs"), "--local"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     for part in named:
@@ -247,6 +249,15 @@ def test_a_wrong_option_is_answered_in_a_sentence(
         assert part in message
     assert {path.name for path in tmp_path.iterdir()} <= {"there", "cache"}
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
+
+
+def test_more_gpus_than_there_are_are_refused_also_when_ray_has_begun_to_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweep.run", "--set", "resources.gpus=64", "--output-dir", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("--set: resources.gpus must be at most ")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
