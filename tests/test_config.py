@@ -101,8 +101,8 @@ BROKEN_VALUES = [
 def test_a_wrong_value_is_answered_in_a_sentence_before_anything_is_written(
     setting: str, named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Without Ray, which would start here for as long as it takes to ask for the GPUs: what is left of its C++ when it is
-    # killed at once can damage the memory of the process that runs the tests.
+    # Without Ray, which would start until the GPUs are counted: what is left of its C++ when it is killed at once can
+    # damage the memory of the process that runs the tests.
     assert main(["--set", setting, "--output-dir", str(tmp_path / "runs"), "--local"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
