@@ -22,6 +22,27 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test with the marker `own_process` in a process of its own, which has nothing left of other tests."""
+    if pyfuncitem.get_closest_marker("own_process") is None or "OWN_PROCESS" in os.environ:
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**environment, "OWN_PROCESS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    return True
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")

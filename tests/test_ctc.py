@@ -116,6 +116,7 @@ def test_the_kernels_losses_and_gradients_are_torchs_also_for_repeats_and_empty_
     assert impossible == math.inf, "too few steps for a repeat"
 
 
+@pytest.mark.own_process  # the compiler stays in the process
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernel_compiles_to_machine_code_for_gpus_that_are_not_here(capability: int) -> None:
     import triton

@@ -31,6 +31,9 @@ from sweep.search.records import TrialRecord
 from tests.fake_gpu import GPU, fake_tensors
 from tests.processes import TINY
 
+# With a network on a GPU that is not there, torch crashed in processes that had run many other tests before.
+OWN_PROCESS = pytest.mark.own_process
+
 Make = Callable[..., TrialConfig]
 AUGMENTED = {"training.augmentation.shift": 2, "training.augmentation.color": 0.2}
 
@@ -93,6 +96,7 @@ def test_a_streams_batches_are_pinned_for_a_gpu(
     assert asked["pin_memory"] is pinned
 
 
+@OWN_PROCESS
 def test_a_step_on_the_gpu_takes_each_argument_from_where_it_must_lie(
     config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +148,7 @@ class _Event:
         self.waited = True
 
 
+@OWN_PROCESS
 def test_evaluation_leaves_readings_and_losses_on_the_host(
     config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
