@@ -13,8 +13,7 @@ from model.config import TrialConfig, override
 from model.data.alphabet import Alphabet
 from model.network import ctc
 from sweep import bench
-from sweep.benchmark import baseline as plain
-from sweep.benchmark import measure as benchmark
+from sweep.benchmark import baseline, measure
 from sweep.benchmark.worker import Memory
 from sweep.config import QUICKSTART, load
 from tests.processes import TINY, sets
@@ -30,10 +29,10 @@ KEYS = {
 def test_the_benchmark_prints_a_table_and_writes_every_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark, "EPOCH_SECONDS", 0.2)
-    monkeypatch.setattr(benchmark, "ROUNDS", 2)
-    monkeypatch.setattr(benchmark, "TRIAL_SECONDS", 1.0)
-    monkeypatch.setattr(benchmark, "PLAIN_IMAGES", 320)
+    monkeypatch.setattr(measure, "EPOCH_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "ROUNDS", 2)
+    monkeypatch.setattr(measure, "TRIAL_SECONDS", 1.0)
+    monkeypatch.setattr(measure, "PLAIN_IMAGES", 320)
     output = tmp_path / "bench.json"
     assert bench.main([*sets(TINY), "--output", str(output), "--sweep"]) == 0
     figures = json.loads(output.read_text())
@@ -67,9 +66,9 @@ def test_bad_input_is_answered_before_anything_is_measured(
 
 def test_the_notebooks_way_reads_and_weighs_as_ours_does() -> None:
     config = TrialConfig.model_validate(override({}, TINY))
-    captchas = plain.FreshCaptchas(config, 8)
+    captchas = baseline.FreshCaptchas(config, 8)
     images, labels, time_steps, lengths = (list(parts) for parts in zip(*(captchas[i] for i in range(8)), strict=True))
-    network = plain.make_network(config, torch.device("cpu"))
+    network = baseline.make_network(config, torch.device("cpu"))
     logits, truths = network(torch.stack(images)), torch.stack(labels)
     theirs = F.ctc_loss(logits.log_softmax(2), truths, torch.tensor(time_steps), torch.tensor(lengths))
     assert theirs.item() == pytest.approx(ctc.ctc_loss(logits, truths.to(torch.uint8)).item(), rel=1e-5)
@@ -77,18 +76,18 @@ def test_the_notebooks_way_reads_and_weighs_as_ours_does() -> None:
     readings = ctc.greedy_decode(logits)
     alphabet = Alphabet("0123")
     for path, reading in zip(logits.argmax(2).T, readings.tolist(), strict=True):
-        assert plain.decode(path, "0123") == alphabet.decode(reading)
-    assert plain.accuracy(logits, readings, "0123") == 1
+        assert baseline.decode(path, "0123") == alphabet.decode(reading)
+    assert baseline.accuracy(logits, readings, "0123") == 1
 
 
 def test_the_notebooks_way_trains_with_an_optimizer_and_validates_without_one() -> None:
     config, device = TrialConfig.model_validate(override({}, TINY)), torch.device("cpu")
-    network = plain.make_network(config, device)
-    optimizer = plain.make_optimizer(config, network)
+    network = baseline.make_network(config, device)
+    optimizer = baseline.make_optimizer(config, network)
     before = [parameter.clone() for parameter in network.parameters()]
-    plain.epoch(config, network, 16, device)
+    baseline.epoch(config, network, 16, device)
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
-    plain.epoch(config, network, 16, device, optimizer)
+    baseline.epoch(config, network, 16, device, optimizer)
     assert not all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
@@ -97,10 +96,10 @@ def test_the_fastest_way_of_training_is_measured_told_and_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ways = {"narrow": {"network.encoder.size": 8}, "wide": {"network.encoder.size": 512}, "broken": {"data.seed": 1}}
-    monkeypatch.setattr(benchmark, "VARIANTS", ways)  # on a GPU: plain, recorded, compiled
-    monkeypatch.setattr(benchmark, "EPOCH_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "VARIANTS", ways)  # on a GPU: plain, recorded, compiled
+    monkeypatch.setattr(measure, "EPOCH_SECONDS", 0.2)
     config = load(QUICKSTART, {**TINY, "data.cache": str(tmp_path), "confirm": None})
-    measured = benchmark.Benchmark(config, tmp_path)
+    measured = measure.Benchmark(config, tmp_path)
     with ExitStack() as closing:
         small = measured.trial
         lanes = [measured._lane(0, small, closing)]

@@ -35,15 +35,18 @@ class Encoder(Section):
         """
 
 
-class LstmEncoder(Encoder):
-    """A bidirectional LSTM with `size` units in each direction."""
+class RecurrentEncoder(Encoder):
+    """A bidirectional recurrent network with `size` units in each direction."""
 
-    name: Literal["lstm"] = "lstm"
     size: Positive = 64
     layers: Layers = 1
 
     def outputs(self, features: int) -> int:
         return 2 * self.size
+
+
+class LstmEncoder(RecurrentEncoder):
+    name: Literal["lstm"] = "lstm"
 
     def build(self, features: int) -> "nn.Module":
         from torch import nn
@@ -51,15 +54,10 @@ class LstmEncoder(Encoder):
         return nn.LSTM(features, self.size, self.layers, bidirectional=True)
 
 
-class GruEncoder(Encoder):
-    """A bidirectional GRU with `size` units in each direction. It has three quarters of an LSTM's weights."""
+class GruEncoder(RecurrentEncoder):
+    """A GRU has three quarters of an LSTM's weights."""
 
     name: Literal["gru"] = "gru"
-    size: Positive = 64
-    layers: Layers = 1
-
-    def outputs(self, features: int) -> int:
-        return 2 * self.size
 
     def build(self, features: int) -> "nn.Module":
         from torch import nn

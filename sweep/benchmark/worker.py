@@ -21,15 +21,14 @@ from torch import nn
 from model.config import TrialConfig, override
 from model.data.alphabet import Alphabet
 from model.data.batches import Data
-from model.system import device
-from model.system import malloc as memory
+from model.system import device, malloc
 from model.training import checkpoints, precision
 from model.training.acceleration import set_rate
 from model.training.averaging import AveragedWeights
 from model.training.evaluation import evaluate
 from model.training.loop import is_logged, make_network, make_step, train
 from model.training.optimizers import make_optimizer
-from sweep.benchmark import baseline as plain
+from sweep.benchmark import baseline
 from sweep.tensorboard import badcases
 from sweep.tensorboard.trial_pictures import picture_epochs
 from sweep.tensorboard.trial_writer import TrialWriter
@@ -125,7 +124,7 @@ class Measures:
 
     def __init__(self, lane: Lane) -> None:
         torch.set_num_threads(lane.threads)
-        memory.keep_freed_blocks()
+        malloc.keep_freed_blocks()
         self.lane = lane
         self.device = device.pick(lane.gpu)
         self._before = {"torch and its libraries": _own_bytes()}
@@ -187,10 +186,10 @@ class Measures:
         """Epochs of the baseline, shorter because it is much slower."""
         batch = self.config.training.batch_size
         shorter = sized(self.config, max(batch, self.config.data.train_images // 4), 1, 1)
-        network = plain.make_network(shorter, self.device)
-        optimizer = plain.make_optimizer(shorter, network)
+        network = baseline.make_network(shorter, self.device)
+        optimizer = baseline.make_optimizer(shorter, network)
         while True:
-            plain.epoch(shorter, network, shorter.data.train_images, self.device, optimizer)
+            baseline.epoch(shorter, network, shorter.data.train_images, self.device, optimizer)
             yield shorter.data.train_images
 
     def _evaluation(self) -> Iterator[int]:

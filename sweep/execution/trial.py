@@ -16,8 +16,7 @@ from torch import nn
 from model.config import TrialConfig
 from model.data.alphabet import Alphabet
 from model.data.batches import Data
-from model.system import device
-from model.system import malloc as memory
+from model.system import device, malloc
 from model.system.files import replace_file
 from model.training import checkpoints, precision
 from model.training.averaging import AveragedWeights
@@ -80,7 +79,7 @@ class Trial:
         # Workers outlive a killed driver by some seconds: wait until the last one releases this trial's lock.
         self._closing.enter_context(self.workplace.lock(self.record.name).acquire(timeout=60))
         torch.set_num_threads(self.workplace.threads)
-        memory.keep_freed_blocks()
+        malloc.keep_freed_blocks()
         epochs = self._train()
         self._closing.callback(epochs.close)
         return epochs
