@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = _read_config(options.config) if options.config else TrialConfig()
         for index in range(options.count):
-            image, text = draw(config.captcha, config.data.seed, "test", index)
+            image, text = draw(config.drawn, config.data.seed, "test", index)
             options.out.mkdir(parents=True, exist_ok=True)  # not before drawing, which may fail
             image.save(options.out / f"{text}_{index}.png")
     except FileExistsError:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"OUT {options.out} can't be written: {reason(error)}", file=sys.stderr)
         return 2
     except MemoryError:
-        size = f"{config.captcha.width}×{config.captcha.height} × captcha.render_scale {config.captcha.render_scale}"
+        size = f"{config.drawn.width}×{config.drawn.height} × captcha.render_scale {config.drawn.render_scale}"
         print(f"images of {size} take more memory than there is; draw smaller ones", file=sys.stderr)
         return 2
     except ValueError as error:  # an invalid config; the message names the file and keys

@@ -95,7 +95,7 @@ def rows(folder: Path, pools: Path, averaged: Mapping[int, float]) -> Iterator[d
     data = Data(trial, pools, torch.device("cpu"))
     network = make_network(trial, data.device)
     network.load_state_dict(checkpoints.load(folder / "best.pt")["network"])
-    tested, _ = evaluate(network, data.batches(*data.open("test")), "bfloat16")
+    tested, _ = evaluate(network, data.batches(data.open("test")), "bfloat16")
     curves = scalars(folder.parent.parent / "tensorboard" / folder.name)
     for epoch in range(trial.training.epochs):
         yield {

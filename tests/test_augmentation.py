@@ -49,9 +49,9 @@ def test_an_epoch_repeats_its_augmentation_and_the_next_draws_anew(
     tiny: Callable[..., TrialConfig], tiny_data: Callable[[TrialConfig], Data]
 ) -> None:
     data = tiny_data(tiny({"training.augmentation.shift": 3, "training.augmentation.color": 0.3}))
-    first, again, second = ([images for images, _ in data.train_batches(epoch)] for epoch in (1, 1, 2))
+    first, again, second = ([batch.images for batch in data.train_batches(epoch)] for epoch in (1, 1, 2))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert not any(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     plain = tiny_data(tiny())
-    labels = [batch for _, batch in plain.train_batches(1)]
-    assert all(torch.equal(one, other) for one, (_, other) in zip(labels, data.train_batches(1), strict=True))
+    labels = [batch.labels for batch in plain.train_batches(1)]
+    assert all(torch.equal(one, other.labels) for one, other in zip(labels, data.train_batches(1), strict=True))

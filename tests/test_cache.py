@@ -85,7 +85,7 @@ def test_a_link_in_the_place_of_a_pool_is_not_followed(tmp_path: Path) -> None:
     cache.mkdir()
     mine = tmp_path / "mine.txt"
     mine.write_text("precious")
-    for spec in pool_specs(CONFIG).values():
+    for spec in pool_specs(CONFIG):
         (cache / spec.name).symlink_to(mine)
         (cache / f".{spec.name}.{os.getpid()}").symlink_to(mine)
     assert ensure_pools(CONFIG, cache, workers=1) is True

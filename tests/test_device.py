@@ -51,9 +51,8 @@ def test_a_pool_lies_on_the_gpu_and_gives_augmented_batches_there(
     with fake_tensors(monkeypatch):
         data = Data(config, cache, GPU)
         batches = list(data.train_batches(1))
-        validation = list(data.batches(*data.valid))
-    assert data.train is not None
-    assert data.train[0].device.type == "cuda"
+        validation = list(data.batches(data.valid))
+    assert data.train[0].images.device.type == "cuda"
     assert [tuple(images.shape) for images, _ in batches] == [(16, 3, 32, 64)] * 6
     assert {images.device.type for images, _ in batches} == {"cuda"}
     assert {labels.device.type for _, labels in batches} == {"cpu"}, "cuDNN's CTC takes the labels from the host"
@@ -72,8 +71,8 @@ def test_images_that_do_not_fit_on_the_gpu_travel_from_pinned_memory(
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     with fake_tensors(monkeypatch, free_bytes=0):
         data = Data(config, cache, GPU)
-        images, _ = next(data.train_batches(1))
-    assert data.valid[0].device.type == "cpu"
+        images = next(data.train_batches(1)).images
+    assert data.valid[0].images.device.type == "cpu"
     assert images.device.type == "cuda"
     assert pinned == [16]
 
@@ -111,7 +110,7 @@ def test_a_step_on_the_gpu_takes_each_argument_from_where_it_must_lie(
         with GPU:  # fake modules can't be moved
             network = CRNN(config)
         data = Data(config, cache, GPU)
-        images, labels = next(data.train_batches(1))
+        images, labels, _ = next(data.train_batches(1))
         logits = network(images)
         losses = ctc.ctc_losses(logits, labels)
         mean = ctc.mean_per_character(losses, labels)
@@ -162,7 +161,7 @@ def test_evaluation_leaves_readings_and_losses_on_the_host(
         with GPU:
             network = CRNN(config)
         data = Data(config, cache, GPU)
-        _, samples = evaluate(network, data.batches(*data.valid), "float32")
+        _, samples = evaluate(network, data.batches(data.valid), "float32")
     assert [place.type for place in scored] == ["cpu"] * 3
     assert samples.decoded.device.type == "cpu"
 

@@ -26,11 +26,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_pool_holds_the_images_and_texts_of_its_split(tmp_path: Path) -> None:
     assert ensure_pools(CONFIG, tmp_path, workers=1) is True
-    for split, spec in pool_specs(CONFIG).items():
+    for spec in pool_specs(CONFIG):
         pool = open_pool(spec, tmp_path)
         assert pool is not None
         for index in (0, len(pool) - 1):
-            image, text = render(CONFIG.captcha, 0, split, index)
+            image, text = render(CONFIG.drawn, 0, spec.split, index)
             assert np.array_equal(pool.images[index], image)
             assert Alphabet("0123").decode(pool.labels[index].tolist()) == text
 
@@ -46,7 +46,7 @@ def test_the_second_sweep_renders_nothing_and_two_workers_write_the_same_bytes_a
 
 def test_a_pool_is_found_only_by_what_determines_it() -> None:
     def names(values: dict[str, object]) -> set[str]:
-        return {spec.name for spec in pool_specs(TrialConfig.model_validate(override({}, TINY | values))).values()}
+        return {spec.name for spec in pool_specs(TrialConfig.model_validate(override({}, TINY | values)))}
 
     assert names({}) == names({"optimizer.lr": 0.5, "training.seed": 3})
     for changed in ({"data.seed": 1}, {"captcha.characters": "0124"}, {"captcha.color": "grey"}):
@@ -58,7 +58,7 @@ def test_a_pool_is_found_only_by_what_determines_it() -> None:
 def test_a_damaged_pool_is_rendered_again(tmp_path: Path, damage: str) -> None:
     ensure_pools(CONFIG, tmp_path, workers=1)
     before = files(tmp_path)
-    spec = pool_specs(CONFIG)["valid"]
+    (spec,) = (spec for spec in pool_specs(CONFIG) if spec.split == "valid")
     path, data = tmp_path / spec.name, before[spec.name]
     flipped = data[:9000] + bytes([data[9000] ^ 1]) + data[9001:]
     damaged = {"header": b"x" + data[1:], "short": data[:-1], "empty": b"", "body": flipped}
@@ -92,18 +92,18 @@ def test_a_streams_first_epoch_is_the_pools_images_and_its_second_is_new(tmp_pat
     ensure_pools(CONFIG, tmp_path, workers=1)
     streamed = TrialConfig.model_validate(override(CONFIG.model_dump(), {"data.source": "stream"}))
     stream = Data(streamed, tmp_path, torch.device("cpu"), workers)
-    first, second = (torch.cat([images for images, _ in stream.train_batches(epoch)]) for epoch in (1, 2))
-    pool = open_pool(pool_specs(CONFIG)["train"], tmp_path)
+    first, second = (torch.cat([batch.images for batch in stream.train_batches(epoch)]) for epoch in (1, 2))
+    pool = open_pool(pool_specs(CONFIG)[0], tmp_path)
     assert pool is not None
     assert np.array_equal(first.numpy(), pool.images[: len(first)])
     assert len(first) == 32
-    assert np.array_equal(second[0].numpy(), render(CONFIG.captcha, 0, "train", 40)[0])
+    assert np.array_equal(second[0].numpy(), render(CONFIG.drawn, 0, "train", 40)[0])
 
 
 def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own(tmp_path: Path) -> None:
     ensure_pools(CONFIG, tmp_path, workers=1)
     data = Data(CONFIG, tmp_path, torch.device("cpu"))
-    epochs = [torch.cat([images for images, _ in data.train_batches(epoch)]) for epoch in (1, 2, 1)]
+    epochs = [torch.cat([batch.images for batch in data.train_batches(epoch)]) for epoch in (1, 2, 1)]
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])
     assert len({image.numpy().tobytes() for image in epochs[0]}) == 32

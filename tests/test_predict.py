@@ -172,7 +172,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_noise(checkpoint
 def reading(logits: torch.Tensor) -> tuple[str, float]:
     """What a recogniser says whose network gives these logits (T, K)."""
     recognizer = Recognizer(CONFIG, CRNN(CONFIG))
-    recognizer.network.forward = lambda images: logits[:, None]  # type: ignore[method-assign]
+    recognizer.network.forward = lambda images, widths=None: logits[:, None]  # type: ignore[method-assign]
     (result,) = recognizer.read(torch.zeros(1, 3, 32, 64, dtype=torch.uint8))
     return result
 

@@ -134,7 +134,7 @@ def test_predictions_match_the_validation_score(ray_sweep: tuple[Path, str], cac
     root, _ = ray_sweep
     recognizer = Recognizer.from_checkpoint(root / "best.pt")
     data = Data(recognizer.config, cache, torch.device("cpu"))
-    scores, _ = evaluate(recognizer.network, data.batches(*data.valid), "bfloat16")
+    scores, _ = evaluate(recognizer.network, data.batches(data.valid), "bfloat16")
     assert scores.error_rate == pytest.approx(float(leaderboard(root)[0]["error_rate"]), abs=0.06)
 
 

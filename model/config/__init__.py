@@ -1,6 +1,7 @@
 """The config of one trial: captchas and data set, network, optimiser, schedule and training."""
 
 from model.config.data import CaptchaConfig, DataConfig
+from model.config.images import ImagesConfig, ImageSection
 from model.config.network import NetworkConfig
 from model.config.override import override, split_at_dots
 from model.config.schedules import AnySchedule, Schedule
@@ -13,6 +14,8 @@ __all__ = [
     "AugmentationConfig",
     "CaptchaConfig",
     "DataConfig",
+    "ImageSection",
+    "ImagesConfig",
     "NetworkConfig",
     "OptimizerConfig",
     "Positive",

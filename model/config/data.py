@@ -1,10 +1,11 @@
-"""The config sections `captcha` (what an image shows) and `data` (where the images come from, and how many)."""
+"""The config sections `captcha` (what a drawn image shows) and `data` (where the images come from, and how many)."""
 
 import string
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from model.config.images import ImageSection, Pixels
 from model.config.section import Section, Seed, shown, unusable_path
 
 Images = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -14,24 +15,32 @@ TextLength = Annotated[int, Field(ge=1, le=256)]
 _MOST_PIXELS = 4096 * 4096  # of one captcha, at the size at which it is drawn
 
 
-class CaptchaConfig(Section):
-    """What one image shows.
+class CaptchaConfig(ImageSection):
+    """What one drawn image shows.
 
     Images are drawn `render_scale` times larger and then shrunk, because the captcha library's noise dots are 3 pixels
     wide and swamp small images. `font_sizes` are pixels of the larger image; the default sizes fit 192×64.
     """
 
+    key: ClassVar[str] = "captcha"
+
     characters: str = string.digits + string.ascii_uppercase
     length: TextLength | tuple[TextLength, TextLength] = 4
-    width: Annotated[int, Field(ge=8, le=4096)] = 192
-    height: Annotated[int, Field(ge=8, le=4096)] = 64
+    width: Pixels = 192
+    height: Pixels = 64
     font_sizes: Annotated[tuple[FontSize, ...], Field(min_length=1, max_length=32)] = (42, 50, 56)
-    color: Literal["rgb", "grey"] = "rgb"
     render_scale: Annotated[int, Field(ge=1, le=8)] = 1
 
     @property
-    def channels(self) -> int:
-        return 3 if self.color == "rgb" else 1
+    def all_widths(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    @property
+    def longest(self) -> int:
+        return self.lengths[1]
+
+    def target_width(self, size: tuple[int, int]) -> int:
+        return self.width
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -71,6 +80,10 @@ class DataConfig(Section):
     valid_images: Images = 2_000
     test_images: Images = 2_000
     seed: Seed = 0
+
+    def count(self, split: Literal["train", "valid", "test"]) -> int:
+        """The number of images of a split."""
+        return {"train": self.train_images, "valid": self.valid_images, "test": self.test_images}[split]
 
     @field_validator("cache")
     @classmethod

@@ -38,6 +38,11 @@ class ImageSection(Section):
     def longest(self) -> int:
         """The length of the longest text."""
 
+    @abstractmethod
+    def target_width(self, size: tuple[int, int]) -> int:
+        """The width in pixels that an image of this size (width, height) gets, before padding. Images that would get
+        wider than the widest are squeezed."""
+
     @property
     def widest(self) -> int:
         return self.all_widths[-1]
@@ -96,6 +101,12 @@ class ImagesConfig(ImageSection):
     def longest(self) -> int:
         assert self.longest_text is not None, "the images have not been looked at"
         return self.longest_text
+
+    def target_width(self, size: tuple[int, int]) -> int:
+        if self.fit == "stretch":
+            return self.widest
+        width, height = size
+        return max(self.height // 4, round(width * self.height / height))
 
     @field_validator("path")
     @classmethod

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from model.config.data import CaptchaConfig, DataConfig
+from model.config.images import ImagesConfig, ImageSection
 from model.config.network import NetworkConfig
 from model.config.renamed import renamed
 from model.config.schedules import AnySchedule, ConstantSchedule
@@ -53,9 +54,10 @@ class TrainingConfig(Section):
 
 
 class TrialConfig(Section):
-    """Everything that determines one trial."""
+    """Everything that determines one trial. Its images are either drawn (`captcha`) or your own (`images`)."""
 
-    captcha: CaptchaConfig = CaptchaConfig()
+    captcha: CaptchaConfig | None = CaptchaConfig()
+    images: ImagesConfig | None = None
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -67,10 +69,33 @@ class TrialConfig(Section):
     def _read_old_names(cls, value: Any) -> Any:
         return renamed(value) if isinstance(value, Mapping) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_images(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or value.get("images") is None:
+            return value
+        if value.get("captcha") is not None:
+            raise ValueError("images and captcha must not both be there: own images, or drawn ones")
+        return {**value, "captcha": None}
+
+    @property
+    def image(self) -> ImageSection:
+        """What an image shows: the section `captcha` or `images`."""
+        section = self.captcha if self.images is None else self.images
+        assert section is not None
+        return section
+
+    @property
+    def drawn(self) -> CaptchaConfig:
+        """The section `captcha`. Raises ValueError for own images, which can't be drawn."""
+        if self.captcha is None:
+            raise ValueError("captcha must be a section, got null: own images can't be drawn")
+        return self.captcha
+
     @property
     def time_steps(self) -> int:
-        """T, the number of CTC time steps for the images' width."""
-        return self.network.feature_size(self.captcha.height, self.captcha.width)[1]
+        """T, the number of CTC time steps for the widest images."""
+        return self.network.feature_size(self.image.height, self.image.widest)[1]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,19 +103,25 @@ class TrialConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        height, time_steps = self.network.feature_size(self.captcha.height, self.captcha.width)
-        longest = self.captcha.lengths[1]
-        needed = 2 * longest - 1
+        if self.captcha is None and self.images is None:
+            raise ValueError("captcha must be a section, or images must be one, got null for both")
+        if self.images is not None and self.data.source != "pool":
+            raise ValueError("data.source must be pool for own images, got stream: only drawn images can be endless")
+        if self.images is not None and not self.images.is_known:
+            return self  # checked again when the images have been looked at
+        key, longest = self.image.key, self.image.longest
+        height, time_steps = self.network.feature_size(self.image.height, self.image.widest)
+        needed = 2 * longest - 1 if self.images is None else 1
         if height < 1:
             raise ValueError(
-                f"network.pools must leave a row of features, got {shown(self.network.pools)}: captcha.height "
-                f"{self.captcha.height} leaves none; pool less or draw higher images"
+                f"network.pools must leave a row of features, got {shown(self.network.pools)}: {key}.height "
+                f"{self.image.height} leaves none; pool less or take higher images"
             )
         if time_steps < needed:
             raise ValueError(
-                f"network.pools must give at least {needed} time steps, got {shown(self.network.pools)}: captcha.width "
-                f"{self.captcha.width} gives T = {time_steps}, but captcha.length {longest} needs {needed} if all "
-                "characters are equal (each, and a blank between two); pool the width less or draw wider images"
+                f"network.pools must give at least {needed} time steps, got {shown(self.network.pools)}: {key}.width "
+                f"{self.image.widest} gives T = {time_steps}, but {key}.length {longest} needs {needed} if all "
+                "characters are equal (each, and a blank between two); pool the width less or take wider images"
             )
         if self.steps_per_epoch < 1:
             raise ValueError(

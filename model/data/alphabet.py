@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from itertools import groupby
 
+import numpy as np
+
 BLANK = 0
 
 
@@ -24,6 +26,11 @@ class Alphabet:
     def encode(self, text: str) -> list[int]:
         """The text's class indices. Raises KeyError for a character that is not in the alphabet."""
         return [self._index[character] for character in text]
+
+    def encode_padded(self, text: str, length: int) -> np.ndarray:
+        """The text as one row of labels (length,), padded with 0. Raises KeyError as `encode`."""
+        indices = self.encode(text)
+        return np.array(indices + [BLANK] * (length - len(indices)))
 
     def decode(self, indices: Iterable[int]) -> str:
         """The text of a label or a decoded row. Skips blanks, including those used as padding."""

@@ -6,7 +6,6 @@ An image and its text depend on the config and (seed, split, index) only, not on
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import captcha.image
 import numpy as np
@@ -14,8 +13,8 @@ from captcha.image import ImageCaptcha
 from PIL import Image, ImageDraw, ImageFont
 
 from model.config import CaptchaConfig, shown
-
-Split = Literal["train", "valid", "test"]
+from model.data.pool_file import Split
+from model.data.preparation import to_array
 
 
 class _SeededSecrets:
@@ -97,9 +96,3 @@ def render(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[
     """Draws an image as uint8 (C, H, W) and returns it with its text."""
     image, text = draw(config, seed, split, index)
     return to_array(image), text
-
-
-def to_array(image: Image.Image) -> np.ndarray:
-    """uint8 (C, H, W) of an RGB or grey image."""
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

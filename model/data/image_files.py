@@ -1,10 +1,14 @@
 """Reads image files of common formats and converts images of any Pillow mode to the grey or RGB that networks read."""
 
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from model.system.files import reason
 
@@ -32,20 +36,48 @@ def read_image(path: Path, channels: int) -> Image.Image:
     try:
         if path.exists() and not path.is_file():  # reading from a FIFO or a device may never end
             raise ValueError("not a regular file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; Pillow's warnings don't name the file
-            Image.init()  # registers all formats, not just the commonest
-            with Image.open(path, formats=list(_FORMATS)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                return to_color(image, channels)
-    except Image.DecompressionBombError:
-        problem = f"the image must have at most {MAX_PIXELS // 10**6} million pixels"
-    except UnidentifiedImageError:
-        problem = "not an image of a known format" if path.stat().st_size else "the file is empty"
+        with path.open("rb") as file:
+            return decode(file, channels)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {reason(error)}") from None
+
+
+def decode(file: BinaryIO, channels: int) -> Image.Image:
+    """Decodes the first frame of an image, upright, in mode L (1 channel) or RGB (3). Raises ValueError."""
+    try:
+        with _opened(file) as image:
+            return to_color(image, channels)
     except Exception as error:  # on damaged data, Pillow's decoders raise errors of many types
-        problem = reason(error)
-    raise ValueError(f"{path}: {problem}")
+        raise ValueError(_problem(error, file)) from None
+
+
+def size_of(file: BinaryIO) -> tuple[int, int]:
+    """Width and height of an image, upright, without decoding its pixels. Raises ValueError."""
+    try:
+        with _opened(file) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+    except Exception as error:
+        raise ValueError(_problem(error, file)) from None
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata; Pillow's warnings don't name the file
+        Image.init()  # registers all formats, not just the commonest
+        with Image.open(file, formats=list(_FORMATS)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+
+
+def _problem(error: Exception, file: BinaryIO) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"the image must have at most {MAX_PIXELS // 10**6} million pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format" if file.seek(0, io.SEEK_END) else "the file is empty"
+    return reason(error)
 
 
 def to_color(image: Image.Image, channels: int) -> Image.Image:

@@ -19,7 +19,7 @@ class CRNN(nn.Module):
         network = config.network
         self.standardize = network.standardize
         self.cnn = nn.Sequential()
-        channels = config.captcha.channels
+        channels = config.image.channels
         for block, (width, layers, kernel, pool) in enumerate(network.blocks, start=1):
             for layer in range(1, layers + 1):
                 self.cnn.add_module(f"conv{block}{layer}", nn.Conv2d(channels, width, kernel, padding=kernel // 2))
@@ -29,15 +29,27 @@ class CRNN(nn.Module):
                 self.cnn.add_module(f"relu{block}{layer}", nn.ReLU(inplace=True))
                 channels = width
         self.cnn.add_module("dropout", nn.Dropout(network.dropout))
-        rows, _ = network.feature_size(config.captcha.height, config.captcha.width)
+        rows, _ = network.feature_size(config.image.height, config.image.widest)
+        self._windows = [pool[1] for _, _, _, pool in network.blocks]
         self.encoder = network.encoder.build(channels * rows)
-        self.fc = nn.Linear(network.encoder.outputs(channels * rows), Alphabet(config.captcha.characters).classes)
+        self.fc = nn.Linear(network.encoder.outputs(channels * rows), Alphabet(config.image.characters).classes)
         if network.initialization == "orthogonal":
             self.apply(_leave_plateau_soon)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def time_steps(self, widths: Tensor | None) -> Tensor | None:
+        """T of each image, (N,), for images of these widths (N,) without padding; None for None: no padding."""
+        if widths is None:
+            return None
+        for window in self._windows:
+            widths = widths // window
+        return widths.long()
+
+    def forward(self, images: Tensor, widths: Tensor | None = None) -> Tensor:
+        """Logits of images; `widths` (N,) are those without padding, None if there is no padding."""
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        if self.standardize:
+        if widths is not None:
+            x = _without_padding(x, widths.to(x.device, non_blocking=True), self.standardize)
+        elif self.standardize:
             x = F.layer_norm(x, x.shape[1:])  # each image to mean 0, standard deviation 1
         x = self.cnn(x)  # (N, C', H', T)
         x = x.flatten(1, 2).permute(2, 0, 1)  # (T, N, C'·H')
@@ -46,6 +58,17 @@ class CRNN(nn.Module):
             x = x[0]
         logits: Tensor = self.fc(x)  # (T, N, K)
         return logits
+
+
+def _without_padding(x: Tensor, widths: Tensor, standardize: bool) -> Tensor:
+    """Sets padding to 0, and with `standardize` each image without it to mean 0, standard deviation 1."""
+    inside = (torch.arange(x.shape[3], device=x.device) < widths[:, None])[:, None, None, :]  # (N, 1, 1, W)
+    if not standardize:
+        return x * inside
+    count = (x.shape[1] * x.shape[2] * widths)[:, None, None, None]
+    centred = (x - (x * inside).sum((1, 2, 3), keepdim=True) / count) * inside
+    variance = centred.square().sum((1, 2, 3), keepdim=True) / count
+    return centred * (variance + 1e-5).rsqrt()  # 1e-5 as in `layer_norm`
 
 
 def _leave_plateau_soon(module: nn.Module) -> None:

@@ -6,6 +6,7 @@ there, and reading their lengths from the device would make the host wait at eve
 Graves et al. 2006, "Connectionist Temporal Classification", sections 3.2 and 4.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,15 +17,19 @@ from torch.nn import functional as F
 from model.data.alphabet import BLANK
 
 
-def ctc_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The negative log-likelihood (N,) of each label given logits (T, N, K) of any type, computed in float32."""
-    steps, images, _ = logits.shape
+def ctc_losses(logits: Tensor, labels: Tensor, steps: Tensor | None = None) -> Tensor:
+    """The negative log-likelihood (N,) of each label given logits (T, N, K) of any type, computed in float32.
+
+    `steps` (N,), on the CPU, are the time steps of each image without its padding; without it, all T.
+    """
+    if steps is None:
+        steps = torch.full(logits.shape[1:2], len(logits), dtype=torch.long)
     return F.ctc_loss(
         logits.float().log_softmax(2),
         # Concatenated, int32 and on the CPU, as cuDNN needs them; else torch uses its own CUDA loss, which waits for
         # the device.
         labels[labels != BLANK].int(),
-        input_lengths=torch.full((images,), steps, dtype=torch.long),
+        input_lengths=steps,
         target_lengths=label_lengths(labels),
         blank=BLANK,
         reduction="none",
@@ -89,9 +94,21 @@ def label_lengths(labels: Tensor) -> Tensor:
     return (labels != BLANK).sum(1)
 
 
-def best_path(logits: Tensor) -> Tensor:
-    """The most likely class at each time step, uint8 (N, T), of logits (T, N, K)."""
-    return logits.argmax(2).T.to(torch.uint8)
+def best_path(logits: Tensor, steps: Tensor | None = None) -> Tensor:
+    """The most likely class at each time step, (N, T), of logits (T, N, K). Beyond `steps` (N,) there are blanks."""
+    classes = logits.shape[2]
+    kind = torch.uint8 if classes <= 2**8 else torch.int16 if classes <= 2**15 else torch.int32
+    path = logits.argmax(2).T.to(kind)
+    if steps is not None:
+        number = torch.arange(len(logits), device=path.device)
+        path = path.masked_fill(number >= steps.to(path.device, non_blocking=True)[:, None], BLANK)
+    return path
+
+
+def join(paths: Sequence[Tensor]) -> Tensor:
+    """Joins paths (n, T) of batches to one (N, T), padded with blanks where T differs."""
+    longest = max(path.shape[1] for path in paths)
+    return torch.cat([F.pad(path, (0, longest - path.shape[1]), value=BLANK) for path in paths])
 
 
 def collapse(path: Tensor) -> Tensor:
@@ -104,9 +121,9 @@ def collapse(path: Tensor) -> Tensor:
     return path.new_zeros(path.shape[0], path.shape[1] + 1).scatter_(1, position, path)[:, :-1]
 
 
-def greedy_decode(logits: Tensor) -> Tensor:
-    """The collapsed best path of each image: uint8 (N, T), padded with 0."""
-    return collapse(best_path(logits))
+def greedy_decode(logits: Tensor, steps: Tensor | None = None) -> Tensor:
+    """The collapsed best path of each image: (N, T), padded with 0."""
+    return collapse(best_path(logits, steps))
 
 
 def exact_matches(decoded: Tensor, labels: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
 """Reads the texts in image files with a trained network."""
 
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from model.config import TrialConfig
 from model.data.alphabet import Alphabet
-from model.data.captchas import to_array
 from model.data.image_files import SUFFIXES, read_image, to_color
+from model.data.preparation import Prepared, prepare
 from model.network import ctc
 from model.network.crnn import CRNN
 from model.system.files import reason
@@ -27,22 +28,16 @@ class Recognizer:
 
     def __init__(self, config: TrialConfig, network: CRNN) -> None:
         self.config, self.network = config, network.eval()
-        self.alphabet = Alphabet(config.captcha.characters)
+        self.alphabet = Alphabet(config.image.characters)
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> Self:
         """Loads a best.pt. Raises OSError, and ValueError if the file is not a valid checkpoint."""
         return cls(*checkpoints.load_network(path))
 
-    def prepare(self, image: Image.Image) -> Tensor:
+    def prepare(self, image: Image.Image) -> Prepared:
         """Converts an image of any Pillow mode to uint8 (C, H, W) in the size and colours of the training images."""
-        return self._resized(to_color(image, self.config.captcha.channels))
-
-    def _resized(self, image: Image.Image) -> Tensor:
-        size = (self.config.captcha.width, self.config.captcha.height)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BOX)
-        return torch.from_numpy(to_array(image).copy())
+        return prepare(to_color(image, self.config.image.channels), self.config.image)
 
     @property
     def batch_size(self) -> int:
@@ -50,15 +45,19 @@ class Recognizer:
         return max(1, min(64, 2**28 // checkpoints.feature_map_bytes(self.config)))
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> list[tuple[str, float]]:
+    def read(self, images: Tensor, widths: Tensor | None = None) -> list[tuple[str, float]]:
         """Returns text and confidence (0…1) of each image; images are uint8 (N, C, H, W).
+
+        `widths` (N,) are those without padding, None if no image is padded.
 
         The confidence is the probability that CTC gives to the text. It is 0 for an empty text, because the network was
         not trained on images without text.
         """
-        logits = self.network(images)  # (T, N, K)
-        decoded = ctc.greedy_decode(logits)  # (N, T)
-        confidence = (-ctc.ctc_losses(logits, decoded)).exp().clamp(max=1) * (ctc.label_lengths(decoded) > 0)
+        logits = self.network(images, widths)  # (T, N, K)
+        steps = self.network.time_steps(widths)
+        decoded = ctc.greedy_decode(logits, steps)  # (N, T)
+        losses = ctc.ctc_losses(logits, decoded, steps)
+        confidence = (-losses).exp().clamp(max=1) * (ctc.label_lengths(decoded) > 0)
         texts = [self.alphabet.decode(row) for row in decoded.tolist()]
         return list(zip(texts, confidence.tolist(), strict=True))
 
@@ -70,18 +69,26 @@ class Recognizer:
         """
         images = self._images(files, failed)
         while batch := list(islice(images, self.batch_size)):
-            readings = self.read(torch.stack([image for _, image in batch]))
+            readings = self.read(*stacked([image for _, image in batch]))
             for (file, _), (text, confidence) in zip(batch, readings, strict=True):
                 yield file, text, confidence
 
-    def _images(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, Tensor]]:
+    def _images(self, files: Iterable[Path], failed: Failed) -> Iterator[tuple[Path, Prepared]]:
         for file in files:
             try:
-                image = self._resized(read_image(file, self.config.captcha.channels))
+                image = prepare(read_image(file, self.config.image.channels), self.config.image)
             except (OSError, ValueError) as error:
                 failed(str(error))
             else:
                 yield file, image
+
+
+def stacked(images: Sequence[Prepared]) -> tuple[Tensor, Tensor | None]:
+    """Images as a batch for `Recognizer.read`: (N, C, H, W), and the widths without padding, None if none is padded."""
+    widest = max(image.pixels.shape[2] for image in images)
+    pixels = [np.pad(image.pixels, ((0, 0), (0, 0), (0, widest - image.pixels.shape[2])), "edge") for image in images]
+    widths = torch.tensor([image.width for image in images])
+    return torch.from_numpy(np.stack(pixels)), None if (widths == widest).all() else widths
 
 
 def image_files(paths: Iterable[Path], failed: Failed) -> Iterator[Path]:

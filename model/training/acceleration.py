@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from model.config import TrainingConfig
 from model.training.precision import autocast
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # images, labels → losses (N,) and best paths (N, T)
+Step = Callable[..., tuple[Tensor, Tensor]]  # images, labels, widths → losses (N,) and best paths (N, T)
 
 WARM_UPS = 3  # steps before a recording: libraries choose their kernels, and the optimiser creates its state
 COMPILED_STEPS = 30_000  # a trial this long repays the compiler's 20 seconds many times over
@@ -35,13 +35,14 @@ class Acceleration:
     compile: bool = False
 
 
-def resolve(training: TrainingConfig, steps: int, device: torch.device) -> Acceleration:
+def resolve(training: TrainingConfig, steps: int, device: torch.device, padded: bool = False) -> Acceleration:
     """Resolves the options `cuda_graph` and `compile` for a trial of `steps` steps on this device.
 
     A compiled network is not recorded on its own, because torch.cuda.make_graphed_callables expects a plain module.
+    Nothing is recorded for `padded` images, whose batches differ in width.
     """
     compiled = steps >= COMPILED_STEPS and device.type == "cuda" if training.compile == "auto" else training.compile
-    if device.type != "cuda" or training.cuda_graph is False:
+    if device.type != "cuda" or training.cuda_graph is False or padded:
         return Acceleration(None, compiled)
     if training.cuda_graph == "auto":
         records = torch.version.hip is None  # AMD's graphs have not been tried
@@ -78,7 +79,7 @@ class RecordedStep:
         self._step, self._network, self._optimizer = step, network, optimizer
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, widths: None = None) -> tuple[Tensor, Tensor]:
         if self._graph is None:
             self._graph = self._recorded(images, labels)
         self._images.copy_(images, non_blocking=True)

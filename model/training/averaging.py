@@ -9,10 +9,11 @@ from copy import deepcopy
 from itertools import islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 
 from model.data.batches import Data
+from model.network.crnn import CRNN
 from model.training import precision
 from model.training.evaluation import evaluate
 from model.training.scores import Scores
@@ -29,7 +30,7 @@ class AveragedWeights:
     reads its counter from the device at each step.
     """
 
-    def __init__(self, network: nn.Module, steps: int) -> None:
+    def __init__(self, network: CRNN, steps: int) -> None:
         self._every = max(1, steps // _SAMPLES)
         self._longest, self._updates = max(0.0, 1 - 10 * self._every / steps), 0
         self._average = deepcopy(network).requires_grad_(False)
@@ -48,8 +49,9 @@ class AveragedWeights:
         """Scores of the averaged weights on the validation set, with batch-norm statistics from training images."""
         batches = -(-_STATISTICS // data.config.training.batch_size)
         with precision.autocast(data.device, numeric):
-            update_bn((images for images, _ in islice(data.train_batches(epoch), batches)), self._average)
-        return evaluate(self._average, data.batches(*data.valid), numeric)[0]
+            inputs = islice(data.train_batches(epoch), batches)
+            update_bn(({"images": batch.images, "widths": batch.widths} for batch in inputs), _Named(self._average))
+        return evaluate(self._average, data.batches(data.valid), numeric)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self._updates, "network": self._average.state_dict()}
@@ -57,3 +59,15 @@ class AveragedWeights:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._updates = state["updates"]
         self._average.load_state_dict(state["network"])
+
+
+class _Named(nn.Module):
+    """Calls a network with named inputs, because torch's `update_bn` passes on one object for each batch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Mapping[str, Tensor | None]) -> Tensor:
+        logits: Tensor = self.network(**inputs)
+        return logits

@@ -110,7 +110,7 @@ def load_network(path: Path) -> tuple[TrialConfig, CRNN]:
 
 def feature_map_bytes(config: TrialConfig) -> int:
     """Size of the largest feature map that the network computes for one image, in bytes (float32)."""
-    height, width, largest = config.captcha.height, config.captcha.width, 0
+    height, width, largest = config.image.height, config.image.widest, 0
     for channels, _, _, (pool_height, pool_width) in config.network.blocks:
         largest = max(largest, 4 * channels * height * width)
         height, width = height // pool_height, width // pool_width

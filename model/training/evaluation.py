@@ -4,9 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.data.batches import Batch
 from model.network import ctc
+from model.network.crnn import CRNN
 from model.training.precision import autocast
 from model.training.scores import Scores, scores_of
 
@@ -63,15 +65,16 @@ def by_loss(readings: Readings) -> Samples:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[Scores, Samples]:
+def evaluate(network: CRNN, batches: Iterable[Batch], precision: str) -> tuple[Scores, Samples]:
     """Reads all images and returns scores and samples. Leaves the network in evaluation mode."""
     network.eval()
     losses, paths, truths = [], [], []
-    for images, labels in batches:
+    for images, labels, widths in batches:
         with autocast(images.device, precision):
-            logits = network(images)
-        losses.append(ctc.ctc_losses(logits, labels))
-        paths.append(ctc.best_path(logits))
+            logits = network(images, widths)
+        steps = network.time_steps(widths)
+        losses.append(ctc.ctc_losses(logits, labels, steps))
+        paths.append(ctc.best_path(logits, steps))
         truths.append(labels)
-    readings = Readings(torch.cat(losses).cpu(), ctc.collapse(torch.cat(paths).cpu()), torch.cat(truths))
+    readings = Readings(torch.cat(losses).cpu(), ctc.collapse(ctc.join(paths).cpu()), torch.cat(truths))
     return scores_of(readings), by_loss(readings)

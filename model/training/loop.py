@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.config import TrialConfig
-from model.data.batches import Data
+from model.data.batches import Data, pictures
 from model.network import ctc
 from model.network.crnn import CRNN
 from model.system.seeds import derive
@@ -40,7 +40,7 @@ class Epoch:
     best_number: int
     best_valid: Scores
     train_worst: Samples  # of the last batch
-    train_worst_images: Tensor
+    train_worst_images: list[Tensor]  # (C, H, W)
     valid_samples: Samples
     state: dict[str, Any]
     note: str | None  # says that torch.compile failed, so that the trial runs without it
@@ -58,42 +58,43 @@ def make_network(config: TrialConfig, device: torch.device) -> CRNN:
     return network.to(memory_format=torch.channels_last)
 
 
-def make_step(config: TrialConfig, network: nn.Module, optimizer: Optimizer, data: Data) -> tuple[Step, str | None]:
+def make_step(config: TrialConfig, network: CRNN, optimizer: Optimizer, data: Data) -> tuple[Step, str | None]:
     """Creates the training step on the data's device, recorded as a CUDA graph or compiled as the config says.
 
     The second value is a sentence if the compiler failed and the step runs without it, else None.
     """
     device, training = data.device, config.training
     numeric = precision.resolve(training.precision, device)
-    chosen = acceleration.resolve(training, config.steps_per_epoch * training.epochs, device)
-    shape = (training.batch_size, config.captcha.channels, config.captcha.height, config.captcha.width)
-    forward: Callable[[Tensor], Tensor] = network
+    chosen = acceleration.resolve(training, config.steps_per_epoch * training.epochs, device, data.padded)
+    shape = (training.batch_size, config.image.channels, config.image.height, config.image.widest)
+    forward: Callable[..., Tensor] = network
     note = None
     if chosen.compile:
         example = torch.zeros(shape, dtype=torch.uint8, device=device)
         forward, note = acceleration.compiled(network, example, numeric, data.folder / "compiled")
     elif chosen.graph == "network":
         acceleration.record_network(network, torch.zeros(shape, dtype=torch.uint8, device=device), numeric)
-    ctc_losses = ctc.recordable_ctc_losses if chosen.graph == "step" else ctc.ctc_losses
+    recorded = chosen.graph == "step"
     parameters = list(network.parameters())
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, widths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with precision.autocast(device, numeric):
-            logits = forward(images)  # (T, N, K)
-        losses = ctc_losses(logits, labels)  # (N,)
+            logits = forward(images) if widths is None else forward(images, widths)  # (T, N, K)
+        steps = network.time_steps(widths)
+        losses = ctc.recordable_ctc_losses(logits, labels) if recorded else ctc.ctc_losses(logits, labels, steps)
         optimizer.zero_grad()
         ctc.mean_per_character(losses, labels).backward()
         if config.optimizer.gradient_clip is not None:
             nn.utils.clip_grad_norm_(parameters, config.optimizer.gradient_clip)
         optimizer.step()
-        return losses.detach(), ctc.best_path(logits.detach())
+        return losses.detach(), ctc.best_path(logits.detach(), steps)
 
-    return (acceleration.RecordedStep(step, network, optimizer) if chosen.graph == "step" else step), note
+    return (acceleration.RecordedStep(step, network, optimizer) if recorded else step), note
 
 
 def train(
     config: TrialConfig,
-    network: nn.Module,
+    network: CRNN,
     data: Data,
     log: Log = lambda step, values: None,
     resume_from: Mapping[str, Any] | None = None,
@@ -123,20 +124,20 @@ def train(
         network.train()
         running = RunningScores(log)
         step = (number - 1) * steps_per_epoch
-        for images, labels in data.train_batches(number):
+        for batch in data.train_batches(number):
             rate = config.optimizer.lr * config.schedule.factor(step, steps)
             set_rate(optimizer, rate)
-            losses, paths = take_step(images, labels)
+            losses, paths = take_step(*batch)
             if average is not None:
                 average.update()
             step += 1
-            running.add(losses, paths, labels)
+            running.add(losses, paths, batch.labels)
             if is_logged(step, steps_per_epoch, epochs):
                 running.end_window(step, rate)
 
         trained, last_batch = running.end_epoch(number)
         numeric = precision.resolve(config.training.precision, data.device)
-        validated, valid_samples = evaluate(network, data.batches(*data.valid), numeric)
+        validated, valid_samples = evaluate(network, data.batches(data.valid), numeric)
         is_best = (validated.error_rate, validated.loss) < (best.error_rate, best.loss)
         if is_best:
             best_number, best = number, validated
@@ -149,7 +150,7 @@ def train(
             best_number=best_number,
             best_valid=best,
             train_worst=train_worst,
-            train_worst_images=images.cpu()[train_worst.rows],
+            train_worst_images=pictures([batch], train_worst.rows.tolist()),
             valid_samples=valid_samples,
             state={
                 "epoch": number,

@@ -68,7 +68,8 @@ class _Fetched:
     """Losses, best paths and labels of some batches, copied to the host asynchronously."""
 
     def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        losses, paths, self._labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        loss_parts, path_parts, label_parts = zip(*batches, strict=True)
+        losses, paths, self._labels = torch.cat(loss_parts), ctc.join(path_parts), torch.cat(label_parts)
         self.is_here = losses.device.type == "cpu"
         self._losses, self._paths = (part.to("cpu", non_blocking=True) for part in (losses, paths))
         if not self.is_here:

@@ -32,7 +32,7 @@ class FreshCaptchas(Dataset[tuple[Tensor, Tensor, int, int]]):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int, int]:
-        captcha = self.config.captcha
+        captcha = self.config.drawn
         image, text = render(captcha, torch.initial_seed() % 2**32, "train", index)
         label = torch.zeros(captcha.lengths[1], dtype=torch.long)
         label[: len(text)] = torch.tensor([captcha.characters.index(character) + 1 for character in text])
@@ -65,7 +65,7 @@ def epoch(
             loss.backward()
             optimizer.step()
         loss_sum += loss.item()
-        accuracy_sum += accuracy(logits, labels, config.captcha.characters)
+        accuracy_sum += accuracy(logits, labels, config.drawn.characters)
     return loss_sum / len(loader), accuracy_sum / len(loader)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from model.config import CaptchaConfig, TrialConfig, override
 from model.data.captchas import render
-from model.data.pools import ensure_pools, prepare_process
+from model.data.pools import ensure_pools
+from model.data.workers import prepare_process
 from model.training.loop import LOG_POINTS
 from sweep.benchmark.worker import Lane, Memory, RunningLane, sized
 from sweep.config import SweepConfig, load
@@ -113,7 +114,7 @@ class Benchmark:
         """Measures, in turns: one trial on a trial's resources, its parts, the baseline, several trials at once, and
         rendering."""
         with ExitStack() as closing:
-            rendering = Rendering(self.config.captcha, self.machine.cpus)
+            rendering = Rendering(self.config.drawn, self.machine.cpus)
             closing.callback(rendering.close)
             one_step = sized(self.trial, self.trial.training.batch_size, 1, 1)
             lanes = [self._lane(number, one_step, closing) for number in range(self._most_at_once)]

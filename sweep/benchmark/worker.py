@@ -16,11 +16,11 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from model.config import TrialConfig, override
 from model.data.alphabet import Alphabet
-from model.data.batches import Data
+from model.data.batches import Data, pictures
+from model.network.crnn import CRNN
 from model.system import device, malloc
 from model.training import checkpoints, precision
 from model.training.acceleration import set_rate
@@ -163,11 +163,11 @@ class Measures:
         step, note = make_step(config, network, optimizer, self.data)
         if note is not None:
             raise RuntimeError(note)
-        images, labels = (part.clone() for part in next(self.data.train_batches(1)))
+        batch = next(self.data.train_batches(1))
         set_rate(optimizer, config.optimizer.lr)
         while True:
-            step(images, labels)
-            yield len(images)
+            step(*batch)
+            yield len(batch)
 
     def _trial(self) -> Iterator[int]:
         """Epochs of a real trial: data, augmentation, logging and scores."""
@@ -178,7 +178,7 @@ class Measures:
                 yield self.config.steps_per_epoch * self.config.training.batch_size
             writer.rewind({"": 0})
 
-    def _average(self, network: nn.Module) -> AveragedWeights | None:
+    def _average(self, network: CRNN) -> AveragedWeights | None:
         steps = self.config.steps_per_epoch * self.config.training.epochs
         return AveragedWeights(network, steps) if self.lane.averages else None
 
@@ -195,20 +195,17 @@ class Measures:
     def _evaluation(self) -> Iterator[int]:
         """Evaluations on the training images, because the validation set is kept small here."""
         network = make_network(self.config, self.device)
-        assert self.data.train is not None
-        images, labels = self.data.train
         while True:
-            batches = zip(images.split(128), labels.split(128), strict=True)
-            evaluate(network, ((some.to(self.device), truth) for some, truth in batches), self.numeric)
-            yield len(images)
+            evaluate(network, self.data.batches(self.data.train, 128), self.numeric)
+            yield sum(map(len, self.data.train))
 
     def _reading(self) -> Iterator[int]:
         """Reads batches from the pool to the device and does nothing with them."""
         epoch = 0
         while True:
             epoch += 1
-            for images, _ in self.data.train_batches(epoch):
-                yield len(images)
+            for batch in self.data.train_batches(epoch):
+                yield len(batch)
 
     def graph(self) -> float:
         """Seconds to begin a trial's log, including the trace of the graph, which a process does only once."""
@@ -221,21 +218,21 @@ class Measures:
         points = sum(is_logged(step, steps, epochs) for step in range(1, epochs * steps + 1))
         drawn = sorted(picture_epochs(epochs))
         between = sum(after - before > 1 for before, after in pairwise(drawn))  # a best epoch may lie between
-        pictures = 2 * len(drawn) + between
+        drawings = 2 * len(drawn) + between
         writer = TrialWriter(self.lane.folder / "logging")
         network = make_network(self.config, self.device)
-        shown, labels = next(self.data.train_batches(1))
-        scores, samples = evaluate(network, [(shown, labels)], self.numeric)
+        batch = next(self.data.train_batches(1))
+        scores, samples = evaluate(network, [batch], self.numeric)
         samples = samples.worst()
-        images = shown.cpu()[samples.rows]
-        alphabet = Alphabet(self.config.captcha.characters)
+        images = pictures([batch], samples.rows.tolist())
+        alphabet = Alphabet(self.config.image.characters)
         values = {f"train/{name}": 0.5 for name in ("loss", "acc", "error_rate", "lr")}
         step = seconds(lambda number: writer.log(number, values), times=200)
         epoch = seconds(lambda number: writer.epoch(number, scores, scores, 0.5), times=50)
         picture = seconds(
             lambda number: writer.image("valid/badcase", badcases.draw(images, samples, alphabet), number), times=7
         )
-        return points * step + epochs * epoch + pictures * picture
+        return points * step + epochs * epoch + drawings * picture
 
     def checkpoint(self) -> tuple[float, int]:
         """Seconds and bytes of the checkpoints of one epoch: the state to resume from, and the best weights."""

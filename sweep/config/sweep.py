@@ -226,7 +226,7 @@ class SweepConfig(TrialConfig):
     def _check_font(self) -> Self:
         """Checks that the font has all characters. Not done in `CaptchaConfig`, because that would import Pillow for
         every use of the trial's config."""
-        if not self.captcha.characters.isascii():  # the font has all of ASCII
+        if self.captcha is not None and not self.captcha.characters.isascii():  # the font has all of ASCII
             from model.data.captchas import check_characters
 
             check_characters(self.captcha.characters)

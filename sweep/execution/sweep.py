@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.data.pools import another_main_module, ensure_pools
+from model.data.pools import ensure_pools
+from model.data.workers import another_main_module
 from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming, layout
 from sweep.config.workplace import Workplace

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from model.config import TrialConfig
 from model.data.alphabet import Alphabet
 from model.data.batches import Data
+from model.network.crnn import CRNN
 from model.system import device, malloc
 from model.system.files import replace_file
 from model.training import checkpoints, precision
@@ -92,7 +92,7 @@ class Trial:
         warming = device.start_warm_up(place) if self.workplace.gpus else None
         data = Data(config, self.workplace.pools, place, workers=self.workplace.threads - 1)
         writer = TrialWriter(self.logs)
-        pictures = TrialPictures(writer, data, config.training.epochs, Alphabet(config.captcha.characters))
+        pictures = TrialPictures(writer, data, config.training.epochs, Alphabet(config.image.characters))
         with contextlib.closing(writer):
             start, damaged = self._newest_checkpoint(writer)
             note, seconds = damaged or moved, 0.0
@@ -144,7 +144,7 @@ class Trial:
         group = self.record.replicate_of or self.record.name
         writer.begin(group, hparams(self.base.search.space, self.record.values), config, sweep.yaml)
 
-    def _average_of(self, network: nn.Module, config: TrialConfig) -> AveragedWeights | None:
+    def _average_of(self, network: CRNN, config: TrialConfig) -> AveragedWeights | None:
         """The EMA of the network's weights, if early stopping compares it."""
         if self._stopping is None or not self.base.averages:
             return None
@@ -190,7 +190,7 @@ class Trial:
         network = make_network(config, data.device)
         network.load_state_dict(best["network"])
         numeric = precision.resolve(config.training.precision, data.device)
-        scores, samples = evaluate(network, data.batches(*data.open("test")), numeric)
+        scores, samples = evaluate(network, data.batches(data.open("test")), numeric)
         judged = {"test_scores": dict(scores), "test_readings": samples.in_order().decoded}
         checkpoints.save(self.folder / "best.pt", {**best, **judged})
         return scores.error_rate

@@ -74,7 +74,12 @@ def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
     """The file of a recommendation: beside the image pools, named by a hash of all that decides a trial's speed and
     memory."""
     training = config.training.model_dump(mode="json", include={"batch_size", "precision", "cuda_graph", "compile"})
-    described = [gpu_name, config.captcha.model_dump(mode="json"), config.network.model_dump(mode="json"), training]
+    described = [
+        gpu_name,
+        config.image.model_dump(mode="json", exclude={"path", "digest"}),
+        config.network.model_dump(mode="json"),
+        training,
+    ]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     return Path(str(config.data.cache)) / f"trials-per-gpu-{digest[:16]}.json"
 

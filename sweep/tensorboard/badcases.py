@@ -18,11 +18,13 @@ _WIDTH = 192  # pixels of an image, to which all are scaled
 _LINE = 16  # pixels of a caption's line
 _RIGHT, _WRONG = (30, 110, 40), (205, 20, 20)
 
+Picture = Tensor | np.ndarray
+
 Line = list[tuple[str, str | tuple[int, int, int]]]  # one line of a caption: texts with their colours
 
 
-def draw(images: Tensor, samples: Samples, alphabet: Alphabet) -> np.ndarray:
-    """Draws `images`, uint8 (n, C, H, W) in the order of `samples`, four in a row. Returns uint8 (height, width, 3)."""
+def draw(images: Sequence[Picture], samples: Samples, alphabet: Alphabet) -> np.ndarray:
+    """Draws `images`, uint8 (C, H, W) in the order of `samples`, four in a row. Returns uint8 (height, width, 3)."""
     captions: list[list[Line]] = []
     for labels, decoded, loss in zip(samples.labels.tolist(), samples.decoded.tolist(), samples.losses, strict=True):
         true = alphabet.decode(labels)
@@ -32,11 +34,15 @@ def draw(images: Tensor, samples: Samples, alphabet: Alphabet) -> np.ndarray:
 
 
 def draw_across(
-    images: Tensor, labels: Tensor, misread_by: Sequence[int], readings: Mapping[str, Tensor], alphabet: Alphabet
+    images: Sequence[Picture],
+    labels: Tensor,
+    misread_by: Sequence[int],
+    readings: Mapping[str, Tensor],
+    alphabet: Alphabet,
 ) -> np.ndarray:
     """Draws images as several trials read them, four in a row. Returns uint8 (height, width, 3).
 
-    images: uint8 (n, C, H, W). labels: (n, L). misread_by: how many trials misread each image. readings: the label of a
+    images: uint8 (C, H, W). labels: (n, L). misread_by: how many trials misread each image. readings: the label of a
     trial → what it read, (n, T).
     """
     captions: list[list[Line]] = []
@@ -49,16 +55,17 @@ def draw_across(
     return _grid(images, captions)
 
 
-def _grid(images: Tensor, captions: Sequence[Sequence[Line]]) -> np.ndarray:
+def _grid(images: Sequence[Picture], captions: Sequence[Sequence[Line]]) -> np.ndarray:
     font = ImageFont.load_default(13)
-    height = round(_WIDTH * images.shape[2] / images.shape[3])
+    height = max(round(_WIDTH * image.shape[1] / image.shape[2]) for image in images)
     cell_width, cell_height = _WIDTH + 12, height + 10 + _LINE * max(map(len, captions))
     rows = -(-len(images) // _COLUMNS)
     canvas = Image.new("RGB", (_COLUMNS * cell_width, rows * cell_height), "white")
     pen = ImageDraw.Draw(canvas)
     for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
         left, top = place % _COLUMNS * cell_width + 6, place // _COLUMNS * cell_height + 4
-        pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()  # (H, W, 3); grey images are repeated
+        shown = np.asarray(image)
+        pixels = np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0)  # (H, W, 3); grey images are repeated
         canvas.paste(Image.fromarray(pixels).resize((_WIDTH, height), Image.Resampling.NEAREST), (left, top))
         for number, line in enumerate(lines):
             x = float(left)

@@ -4,11 +4,10 @@ import contextlib
 from typing import Any
 
 import numpy as np
-import torch
 
 from model.data.alphabet import Alphabet
-from model.data.batches import Data
-from model.data.pools import open_pool, pool_spec
+from model.data.batches import Data, pictures
+from model.data.pools import open_split
 from model.training import checkpoints
 from model.training.evaluation import Samples
 from model.training.loop import Epoch
@@ -57,7 +56,7 @@ class TrialPictures:
         self._best = None if state is None else _waiting(state)
 
     def _draw_valid(self, number: int, samples: Samples) -> None:
-        images = self._data.valid[0][samples.rows].cpu()
+        images = pictures(self._data.valid, samples.rows.tolist())
         self._writer.image("valid/badcase", badcases.draw(images, samples, self._alphabet), number)
 
 
@@ -72,13 +71,13 @@ def last_picture(base: SweepConfig, workplace: Workplace, record: TrialRecord) -
     if record.epochs in picture_epochs(base.training.epochs):
         return None
     config = base.with_values(record.values).trial()
-    pool = open_pool(pool_spec(config, "valid"), workplace.pools)
+    pools = open_split(config, "valid", workplace.pools)
     for path in sorted(workplace.files(record.name).glob("epoch_*.pt"), reverse=True):
         with contextlib.suppress(ValueError):  # a damaged one
             state = checkpoints.load(path)["pictures"]
-            if state is None or pool is None:
+            if state is None or pools is None:
                 return None
             number, samples = _waiting(state)
-            images = torch.from_numpy(pool.images)[samples.rows]
-            return number, badcases.draw(images, samples, Alphabet(config.captcha.characters))
+            images = pools.pictures(samples.rows.tolist())
+            return number, badcases.draw(images, samples, Alphabet(config.image.characters))
     return None

@@ -18,7 +18,7 @@ from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.plugin_hparams_pb2 import SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard._pytorch_graph import graph
 
-from model.config import CaptchaConfig, NetworkConfig, TrialConfig
+from model.config import ImageSection, NetworkConfig, TrialConfig
 from model.network.crnn import CRNN
 from model.training.scores import Scores
 from sweep.config import Value
@@ -27,13 +27,13 @@ from sweep.tensorboard.writer import Writer
 
 
 @lru_cache(maxsize=4)
-def _graph(captcha: CaptchaConfig, network: NetworkConfig) -> tuple[Any, Any]:
+def _graph(image: ImageSection, network: NetworkConfig) -> tuple[Any, Any]:
     """A network's GraphDef and StepStats. Cached, because most trials have the same network, and torch never frees the
     memory of a trace."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        images = torch.zeros(1, captcha.channels, captcha.height, captcha.width)
-        model = CRNN(TrialConfig(captcha=captcha, network=network)).eval()
+        images = torch.zeros(1, image.channels, image.height, image.widest)
+        model = CRNN(TrialConfig.model_validate({image.key: image, "network": network})).eval()
         # `graph` accepts a traced model; given the model itself, it would trace twice to compare the results.
         drawn: tuple[Any, Any] = graph(torch.jit.trace(model, images, check_trace=False), images)
     return drawn
@@ -72,7 +72,7 @@ class TrialWriter:
         self._run.hparams("session_start_info", session_start_info=start)
         self._run.add_text("config", "```yaml\n" + yaml + "```")
         try:
-            self._run._get_file_writer().add_graph(_graph(config.captcha, config.network))
+            self._run._get_file_writer().add_graph(_graph(config.image, config.network))
         except Exception as error:  # torch's tracing may fail in many ways, none of which should end a trial
             self._run.add_text("graph", f"The graph could not be drawn: {error}")
 

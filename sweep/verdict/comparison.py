@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from model.data.captchas import Split
-from model.data.pools import pool_spec
+from model.data.pool_file import Split
+from model.data.source import source_of
 from model.system.files import replace_file
 from sweep.verdict.page import drawn, rendered
 from sweep.verdict.significance import SeedsAndImages, p_value
@@ -50,7 +50,7 @@ class Comparison:
             return "The two winners can't be compared: of one there are no readings."
         confirmed = bool(first.confirmed and second.confirmed)
         split: Split = "test" if confirmed else "valid"
-        if pool_spec(first.config, split) != pool_spec(second.config, split):
+        if source_of(first.config).specs(split) != source_of(second.config).specs(split):
             return "The two winners can't be compared image by image: the sweeps were judged on different images."
         if confirmed:
             runs = [sweep.confirmed[0].wrong for sweep in self.sweeps]

@@ -55,7 +55,7 @@ class Page:
         self.ranked, self.scored, self.images = verdict.ranked, verdict.scored, verdict.images
         self.readings, self.pool = verdict.readings, verdict.pool
         self.epochs = config.training.epochs
-        self.alphabet = Alphabet(config.captcha.characters)
+        self.alphabet = Alphabet(config.image.characters)
         self.logs = {record.name: scalars(workplace.logs(record.name)) for record in self.ranked}
         self.spans = {name: lifetime(workplace.logs(name)) for name, tags in self.logs.items() if tags}
 
@@ -327,7 +327,7 @@ class Page:
             return []
         return [
             {
-                "image": embedded(self.pool.images[row]),
+                "image": embedded(self.pool.pictures([row])[0]),
                 "true": self.alphabet.decode(self.pool.labels[row].tolist()),
                 "count": count,
                 "readings": [
@@ -351,7 +351,7 @@ class Page:
                 pairs.update(confusions(true, read))
         if not pairs:
             return ""
-        characters = [*self.config.captcha.characters, "lost"]
+        characters = [*self.config.image.characters, "lost"]
         index = {character: place for place, character in enumerate(characters)}
         counts = np.zeros((len(characters), len(characters)), int)
         for (true, read), count in pairs.items():

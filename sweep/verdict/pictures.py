@@ -23,9 +23,9 @@ def worst_across(verdict: Verdict) -> np.ndarray | None:
     if verdict.pool is None or not misread:
         return None
     rows = [row for row, _ in misread]
-    images, labels = (torch.from_numpy(array[rows]) for array in (verdict.pool.images, verdict.pool.labels))
+    images, labels = verdict.pool.pictures(rows), torch.from_numpy(verdict.pool.labels[rows])
     readings = {r.record.name[:4]: torch.from_numpy(r.decoded[rows]) for r in verdict.readings[:COMPARED]}
-    alphabet = Alphabet(verdict.config.captcha.characters)
+    alphabet = Alphabet(verdict.config.image.characters)
     return badcases.draw_across(images, labels, [count for _, count in misread], readings, alphabet)
 
 

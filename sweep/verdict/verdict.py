@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.data.captchas import Split
-from model.data.pools import Pool, open_pool, pool_spec
+from model.data.pool_file import Split
+from model.data.pools import SplitPools, open_split
 from model.network import ctc
 from model.training import checkpoints
 from sweep.config import SweepConfig
@@ -59,7 +59,7 @@ class Verdict:
         self.config, self.workplace = config, workplace
         self.ranked = search.ranked()
         self.scored = [record for record in self.ranked if record.error_rate is not None]
-        self.pool: Pool | None = self._pool("valid")
+        self.pool: SplitPools | None = self._pool("valid")
         self.readings = self._readings()
         self.confirmed = self._confirmed(search)
 
@@ -67,10 +67,10 @@ class Verdict:
     def images(self) -> int:
         return self.config.data.valid_images
 
-    def _pool(self, split: Split) -> Pool | None:
-        return open_pool(pool_spec(self.config, split), self.workplace.pools)
+    def _pool(self, split: Split) -> SplitPools | None:
+        return open_split(self.config, split, self.workplace.pools)
 
-    def _read(self, record: TrialRecord, key: str, pool: Pool) -> tuple[np.ndarray, np.ndarray] | None:
+    def _read(self, record: TrialRecord, key: str, pool: SplitPools) -> tuple[np.ndarray, np.ndarray] | None:
         """The readings (N, T) stored under `key` in a trial's best.pt, and which are wrong (N,). None if they are
         missing or don't fit the pool's size and alphabet."""
         path = self.workplace.files(record.name) / "best.pt"
@@ -78,9 +78,10 @@ class Verdict:
             decoded = checkpoints.load(path)[key] if path.is_file() else None  # reading a FIFO would never end
         except (OSError, ValueError, KeyError):
             return None
-        if not isinstance(decoded, torch.Tensor) or decoded.dtype != torch.uint8 or decoded.ndim != 2:
+        kinds = (torch.uint8, torch.int16, torch.int32)
+        if not isinstance(decoded, torch.Tensor) or decoded.dtype not in kinds or decoded.ndim != 2:
             return None
-        largest = len(self.config.captcha.characters)  # 0 pads, the first character is 1
+        largest = len(self.config.image.characters)  # 0 pads, the first character is 1
         images, steps = decoded.shape
         if images != len(pool) or steps < pool.labels.shape[1] or int(decoded.max()) > largest:
             return None

@@ -386,7 +386,7 @@ def _evaluated(sweep: _Sweep, row: Row, split: Split) -> tuple[Scores, Samples]:
     config, network = checkpoints.load_network(sweep.folder(row) / "best.pt")
     network = network.to(memory_format=torch.channels_last)
     data = Data(config, sweep.cache, cpu)
-    return evaluate(network, data.batches(*data.open(split)), precision.resolve(config.training.precision, cpu))
+    return evaluate(network, data.batches(data.open(split)), precision.resolve(config.training.precision, cpu))
 
 
 def _check_winner(sweep: _Sweep) -> Iterator[str]:
@@ -450,7 +450,7 @@ def _check_texts(sweep: _Sweep) -> Iterator[str]:
 
 
 def _check_cache(sweep: _Sweep) -> Iterator[str]:
-    specs = pool_specs(sweep.config, test=sweep.config.confirm is not None).values()
+    specs = pool_specs(sweep.config, test=sweep.config.confirm is not None)
     names = {"render.lock", *(spec.name for spec in specs)}
     for name in {path.name for path in sweep.cache.iterdir()} ^ names:
         yield f"the cache: {name} {'is missing' if name in names else 'should not be there'}"

@@ -1,0 +1,490 @@
+"""A user's own images as a source: looks at all of them, decides which can be used, splits them and writes the pools.
+
+Each image is decoded once. Worker processes read, decode and resize it, and write the pixels to a temporary file, the
+spool. Splits and alphabet are known only when all images have been seen; then the pools are copied from the spool.
+Within a split, images are in the order of their pixels' hashes, so that the same images and texts give the same pools
+however they are stored.
+"""
+
+import hashlib
+import io
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config import ImagesConfig, TrialConfig, shown
+from model.config.images import unusable_characters
+from model.data import image_files, pool_file
+from model.data.alphabet import Alphabet
+from model.data.cache import locked, remove_leftovers, share, temporary, written
+from model.data.catalog import Catalog
+from model.data.image_facts import Facts
+from model.data.pool_file import SPLITS, PoolSpec, Shape, Split, label_type, open_pool
+from model.data.preparation import pixel_digest, prepare
+from model.data.readers import recognise
+from model.data.readers.row import Reader
+from model.data.splits import assign
+from model.data.workers import Progress, in_workers, refuse_unguarded_script
+from model.system.files import replace_file
+
+TimeSteps = Callable[[int], int]  # width of an image in pixels → T
+
+_VERSION = 1  # of the preparation; another gives other pools
+_CHUNK = 200  # images of a worker's task
+_SAMPLE = 10_000  # images whose sizes decide about the widths
+_NAMED = 10  # names in the table of what can't be used
+_ALIKE = 1.3  # up to this ratio of their widths, all images are padded to one width
+_MOST_BYTES = 2**28  # of an encoded image
+_STEPS = 5  # CTC time steps for each character of 90 % of the images, or more
+_MOST_POOLING = 8  # pixels for each time step
+
+_CONFLICT = "listed twice with different labels"
+_OTHER_LABEL = "the same picture has another label elsewhere"
+_ELSEWHERE = "the same picture is in another split"
+_OUTSIDE = "character outside the alphabet"
+_UNSEEN = "character that no training label has"
+_TOO_LONG = "label longer than the time steps allow"
+
+
+class OwnImages:
+    """The images of a config that have been looked at: `images.digest` names their pools."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        assert config.images is not None
+        self._config, self._section = config, config.images
+
+    def specs(self, split: Split) -> list[PoolSpec]:
+        contents, count = {"images": self._section.digest}, self._config.data.count(split)
+        return [PoolSpec.of(split, count, width, contents) for width in self._section.all_widths]
+
+    def make(self, missing: list[PoolSpec], folder: Path, workers: int, progress: Progress) -> None:
+        """Converts the images again. Raises FileNotFoundError if they are gone or no longer the same."""
+        look = Look(self._config, folder, workers, progress)
+        try:
+            facts = look.convert(recognise(self._section), {split: self._config.data.count(split) for split in SPLITS})
+        except ValueError as error:
+            raise FileNotFoundError(f"the images must be converted again, but {error}") from None
+        if facts.settings["digest"] != self._section.digest:
+            raise FileNotFoundError(
+                f"the images must be converted again, but those in {self._section.path} have changed since"
+            )
+
+    def file_bytes(self, split: Split) -> int:
+        """The most that the split's pools take on the disk."""
+        section, count = self._section, self._config.data.count(split)
+        kind = label_type(Alphabet(section.characters).classes)
+        return Shape(count, section.channels, section.height, section.widest, section.longest, kind).file_bytes
+
+    def fresh(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError("only drawn images are endless")
+
+
+def look(
+    config: TrialConfig,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+    *,
+    steps: TimeSteps | None = None,
+    limits: Mapping[Split, int] | None = None,
+    bad_images: Path | None = None,
+    keep: bool = True,
+) -> Facts:
+    """Looks at a config's images, and with `keep` converts them into pools in `folder`, unless they are there already.
+
+    `steps` is what the network does to a width; without it, the pooling is chosen. `limits` are the most images of a
+    split. Images that can't be used are written to the file `bad_images`; with `images.bad: stop` there are then no
+    pools. Raises OSError, and ValueError with a sentence about a key of the config.
+    """
+    refuse_unguarded_script()
+    assert config.images is not None
+    reader = recognise(config.images)
+    looking = Look(config, folder, workers, progress, steps, bad_images, keep)
+    limits = dict(limits or {})
+    if not keep:
+        return looking.convert(reader, limits)
+    seen = looking.seen(reader, limits)
+    if (facts := looking.known(seen)) is not None:
+        return facts
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if (facts := looking.known(seen)) is None:  # perhaps another sweep has converted them meanwhile
+            remove_leftovers(folder)
+            facts = looking.convert(reader, limits)
+            if not looking.stops(facts):
+                replace_file(folder / seen, json.dumps(facts.as_json()).encode())
+                share(folder / seen, folder)
+    return facts
+
+
+def catalog_path(digest: str, folder: Path) -> Path:
+    """The catalog of the images with this digest: their names, in the order of the pools, and those left out."""
+    return folder / f"images-{digest}.sqlite"
+
+
+class Look:
+    """One look at all images of a config."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        folder: Path,
+        workers: int,
+        progress: Progress,
+        steps: TimeSteps | None = None,
+        bad_images: Path | None = None,
+        keep: bool = True,
+    ) -> None:
+        assert config.images is not None
+        if steps is None and config.images.is_known:
+            height = config.image.height
+            steps = lambda width: config.network.feature_size(height, width)[1]  # noqa: E731
+        self._config, self._section, self._folder = config, config.images, folder
+        self._workers, self._progress, self._steps = workers, progress, steps
+        self._bad_images, self._keep = bad_images, keep
+
+    def stops(self, facts: Facts) -> bool:
+        return facts.bad > 0 and self._section.bad == "stop"
+
+    def seen(self, reader: Reader, limits: Mapping[Split, int]) -> str:
+        """The name of the file that keeps what was found: it has a hash of all that can be seen without decoding."""
+        section = self._section.model_dump(mode="json", exclude={"bad", "digest", "longest_text"})
+        steps = None if self._steps is None else [self._steps(width) for width in range(8, 4096, 8)]
+        seed = self._config.data.seed
+        settings = [section, seed, steps, sorted(limits.items()), _VERSION, version("pillow")]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for row in reader.rows():
+            found = (row.name, row.text, row.split, row.group, row.size, row.changed, row.problem)
+            digest.update(repr(found).encode("utf-8", "surrogatepass"))
+        return f"images-{digest.hexdigest()[:32]}.json"
+
+    def known(self, seen: str) -> Facts | None:
+        """What an earlier look has found, if its pools are there."""
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            facts = Facts.from_json(json.loads((self._folder / seen).read_bytes()))
+            source = OwnImages(self._config.model_copy(update=fitted(self._config, facts)))
+            specs = [spec for split in SPLITS for spec in source.specs(split)]
+            if not self.stops(facts) and all(open_pool(spec, self._folder) for spec in specs):
+                return facts
+        return None
+
+    def convert(self, reader: Reader, limits: Mapping[Split, int]) -> Facts:
+        """Decodes all images, and with `keep` writes the pools and the catalog."""
+        catalog_file = temporary(self._folder, "images-catalog")
+        spool = temporary(self._folder, "images-spool") if self._keep else None
+        try:
+            with closing(Catalog(catalog_file, new=True)) as catalog:
+                rows, composed = self._list(catalog, reader)
+                section = self._with_widths(catalog, reader)
+                self._decode(catalog, reader, section, spool, rows)
+                facts = self._judge(catalog, section, reader, rows, composed, limits)
+                if facts.reasons and self._bad_images is not None:
+                    catalog.write_bad_images(self._bad_images)
+                if not self.stops(facts):
+                    _check_usable(facts)
+                if spool is not None and not self.stops(facts):
+                    self._write_pools(catalog, section, facts, spool)
+                    final = catalog_path(facts.settings["digest"], self._folder)
+                    catalog.commit()
+            if spool is not None and not self.stops(facts):
+                share(catalog_file, self._folder)
+                catalog_file.replace(final)
+            return facts
+        finally:
+            for path in (catalog_file, spool):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+
+    def _list(self, catalog: Catalog, reader: Reader) -> tuple[int, int]:
+        """Fills the catalog with the reader's rows. Returns their number, and how many texts were composed."""
+        composed = 0
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            nonlocal composed
+            for row in reader.rows():
+                text = unicodedata.normalize("NFC", row.text)
+                composed += text != row.text
+                yield row.name, text, row.split, row.group, row.problem or _problem(text, row.size)
+
+        catalog.change("INSERT INTO images (name, text, split, source_group, problem) VALUES (?, ?, ?, ?, ?)", rows())
+        several = "SELECT name FROM images WHERE problem IS NULL GROUP BY name HAVING COUNT(DISTINCT text) > 1"
+        catalog.condemn(_CONFLICT, f"name IN ({several})")
+        return catalog.one("SELECT COUNT(*) FROM images"), composed
+
+    def _with_widths(self, catalog: Catalog, reader: Reader) -> ImagesConfig:
+        """The section with widths, which `auto` takes from the sizes of a sample."""
+        section = self._section
+        if section.widths != "auto":
+            return section
+        usable = catalog.one("SELECT COUNT(*) FROM images WHERE problem IS NULL")
+        step = max(1, -(-usable // _SAMPLE))
+        query = f"SELECT name FROM images WHERE problem IS NULL AND position % {step} = 0"
+        names = [name for (name,) in catalog.all(query)]
+        ratio_kept = section.model_copy(update={"fit": "pad"})
+        wanted = []
+        for data in reader.read(names):
+            with suppress(ValueError):
+                if not isinstance(data, str):
+                    wanted.append(ratio_kept.target_width(image_files.size_of(io.BytesIO(data))))
+        return section.model_copy(update={"widths": choose_widths(wanted or [section.height], section.fit)})
+
+    def _decode(self, catalog: Catalog, reader: Reader, section: ImagesConfig, spool: Path | None, rows: int) -> None:
+        slot = section.channels * section.height * section.widest
+        if spool is not None:
+            spool.touch(exist_ok=False)
+
+        def tasks() -> Iterator[tuple[Any, ...]]:
+            last = 0
+            query = "SELECT position, name FROM images WHERE problem IS NULL AND position > ? ORDER BY position LIMIT ?"
+            while chunk := list(catalog.all(query, last, _CHUNK)):
+                last = chunk[-1][0]
+                yield reader, section, spool, slot, chunk
+
+        done = 0
+        self._progress(0, rows)
+        for found in in_workers(_decode_chunk, tasks(), max(1, min(self._workers, -(-rows // _CHUNK)))):
+            catalog.change(
+                "UPDATE images SET problem = ?, original_width = ?, original_height = ?, digest = ?, width = ?, "
+                "padded = ?, squeezed = ? WHERE position = ?",
+                found,
+            )
+            done += len(found)
+            self._progress(done, rows)
+        self._progress(rows, rows)
+
+    def _judge(
+        self,
+        catalog: Catalog,
+        section: ImagesConfig,
+        reader: Reader,
+        rows: int,
+        composed: int,
+        limits: Mapping[Split, int],
+    ) -> Facts:
+        """Condemns what can't be used, assigns the splits and counts. Raises ValueError if a split stays empty."""
+        several = "SELECT digest FROM images WHERE problem IS NULL GROUP BY digest HAVING COUNT(DISTINCT text) > 1"
+        catalog.condemn(_OTHER_LABEL, f"digest IN ({several})")
+        self._split(catalog)
+        characters = self._alphabet(catalog)
+        known = set(characters)
+        reason = _UNSEEN if section.characters == "auto" else _OUTSIDE
+        texts = catalog.all("SELECT position, text FROM images WHERE problem IS NULL")
+        outside = [(position,) for position, text in texts if not known.issuperset(text)]
+        catalog.condemn(reason, "position = ?", outside)
+        pixels = catalog.quantile("1.0 * width / LENGTH(text)", 0.1) or 1.0
+        pooling = 1
+        while 2 * pooling <= min(pixels / _STEPS, _MOST_POOLING):
+            pooling *= 2
+        steps = self._steps or (lambda width: width // pooling)
+        texts = catalog.all("SELECT position, text, width FROM images WHERE problem IS NULL")
+        too_long = [(position,) for position, text, width in texts if _needed(text) > steps(width)]
+        catalog.condemn(_TOO_LONG, "position = ?", too_long)
+        catalog.change(
+            "UPDATE images SET place = n FROM (SELECT position AS p, ROW_NUMBER() OVER (PARTITION BY split ORDER BY "
+            "digest, text, name) - 1 AS n FROM images WHERE problem IS NULL) WHERE position = p"
+        )
+        for split, limit in limits.items():
+            catalog.change("UPDATE images SET place = NULL WHERE split = ? AND place >= ?", [(split, limit)])
+        count = "SELECT COUNT(*) FROM images WHERE split = ? AND place NOT NULL"
+        counts: dict[str, int] = {split: catalog.one(count, split) for split in SPLITS}
+        longest = catalog.one("SELECT COALESCE(MAX(LENGTH(text)), 1) FROM images WHERE place NOT NULL")
+        settings = {"characters": characters, "widths": list(section.all_widths), "longest_text": longest}
+        settings["digest"] = self._digest(catalog, section, settings)
+        return Facts(
+            read_as=reader.description,
+            rows=rows,
+            counts=counts,
+            settings=settings,
+            reasons=_reasons(catalog, "NOT IN"),
+            put_aside=_reasons(catalog, "IN"),
+            sizes={
+                what: (catalog.quantile(of, 0) or 0, catalog.quantile(of, 0.5) or 0, catalog.quantile(of, 1) or 0)
+                for what, of in _SIZES.items()
+            },
+            lengths=dict(catalog.all("SELECT LENGTH(text), COUNT(*) FROM images WHERE place NOT NULL GROUP BY 1")),
+            characters=_count_characters(catalog, "place NOT NULL"),
+            widths=dict(catalog.all("SELECT padded, COUNT(*) FROM images WHERE place NOT NULL GROUP BY 1 ORDER BY 1")),
+            squeezed=catalog.one("SELECT COALESCE(SUM(squeezed), 0) FROM images WHERE place NOT NULL"),
+            duplicates=catalog.one("SELECT COUNT(*) - COUNT(DISTINCT digest) FROM images WHERE place NOT NULL"),
+            composed=composed,
+            common_length=int(catalog.quantile("LENGTH(text)", 0.95) or 1),
+            pixels_per_character=pixels,
+            pooling=pooling,
+        )
+
+    def _split(self, catalog: Catalog) -> None:
+        """Assigns each usable image to a split: as its column or folder says, else by a hash of its group or pixels."""
+        section, seed = self._section, self._config.data.seed
+        given = {split for (split,) in catalog.all("SELECT DISTINCT split FROM images WHERE split NOT NULL")}
+        train, valid, test = section.fractions
+        valid, test = (0 if split in given else share for split, share in (("valid", valid), ("test", test)))
+        fractions = (1 - valid - test if given else train, valid, test)
+        query = "SELECT position, split, source_group, digest FROM images WHERE problem IS NULL"
+        assigned = (
+            (assign(digest if group is None else group.encode("utf-8", "surrogatepass"), seed, fractions), position)
+            for position, split, group, digest in list(catalog.all(query))
+            if split not in ("valid", "test")
+        )
+        catalog.change("UPDATE images SET split = ? WHERE position = ?", assigned)
+        # One picture in several splits stays in the one that judges: test before valid before train.
+        for split, others in (("train", "'valid', 'test'"), ("valid", "'test'")):
+            there = f"SELECT digest FROM images WHERE problem IS NULL AND split IN ({others})"
+            catalog.condemn(_ELSEWHERE, f"split = '{split}' AND digest IN ({there})")
+
+    def _alphabet(self, catalog: Catalog) -> str:
+        if self._section.characters != "auto":
+            return self._section.characters
+        return "".join(sorted(_count_characters(catalog, "problem IS NULL AND split = 'train'")))
+
+    def _digest(self, catalog: Catalog, section: ImagesConfig, settings: Mapping[str, Any]) -> str:
+        """A hash of all that determines the pools: the pixels and texts in order, and how they are prepared."""
+        prepared = section.model_dump(mode="json", include={"height", "color", "fit"})
+        everything = json.dumps([prepared, settings, _VERSION, version("pillow")], sort_keys=True)
+        digest = hashlib.sha256(everything.encode("utf-8", "surrogatepass"))
+        ordered = "SELECT split, digest, text FROM images WHERE place NOT NULL ORDER BY split, place"
+        for split, pixels, text in catalog.all(ordered):
+            digest.update(f"{split}\0{text}\0".encode() + pixels)
+        return digest.hexdigest()[:32]
+
+    def _write_pools(self, catalog: Catalog, section: ImagesConfig, facts: Facts, spool: Path) -> None:
+        fitted_config = self._config.model_copy(update=fitted(self._config, facts))
+        source, alphabet = OwnImages(fitted_config), Alphabet(facts.settings["characters"])
+        longest, slot = facts.settings["longest_text"], section.channels * section.height * section.widest
+        shapes, kind = {}, label_type(alphabet.classes)
+        for split in SPLITS:
+            for spec in source.specs(split):
+                count = catalog.one(
+                    "SELECT COUNT(*) FROM images WHERE place NOT NULL AND split = ? AND padded = ?", split, spec.width
+                )
+                shapes[spec] = Shape(count, section.channels, section.height, spec.width, longest, kind)
+        query = (
+            "SELECT position, text, width FROM images WHERE place NOT NULL AND split = ? AND padded = ? ORDER BY place"
+        )
+        with spool.open("rb") as pixels, written(shapes, self._folder) as paths:
+            for spec, path in paths.items():
+                shape = shapes[spec]
+                pool = pool_file.mapped(path, shape, "r+")
+                size = shape.channels * shape.height * shape.width
+                for place, (position, text, width) in enumerate(catalog.all(query, spec.split, spec.width)):
+                    image = np.frombuffer(os.pread(pixels.fileno(), size, position * slot), np.uint8)
+                    pool.images[place] = image.reshape(pool.images.shape[1:])
+                    pool.labels[place] = alphabet.encode_padded(text, longest)
+                    pool.widths[place] = width
+
+
+def fitted(config: TrialConfig, facts: Facts) -> dict[str, Any]:
+    """The sections of the config that follow from what was found, for `model_copy`."""
+    assert config.images is not None
+    settings = {**facts.settings, "widths": tuple(facts.settings["widths"])}
+    counts = {f"{split}_images": count for split, count in facts.counts.items()}
+    return {
+        "images": config.images.model_copy(update=settings),
+        "data": config.data.model_copy(update=counts),
+    }
+
+
+def _check_usable(facts: Facts) -> None:
+    """Raises ValueError if a split has no images or there is nothing to tell apart."""
+    empty = [split for split, count in facts.counts.items() if not count]
+    if empty:
+        raise ValueError(
+            f"images.fractions must leave images for train, valid and test, got none for {' and '.join(empty)}: "
+            f"{sum(facts.counts.values()):,} of {facts.rows:,} images can be used"
+        )
+    if len(facts.settings["characters"]) < 2:
+        raise ValueError(
+            f"images.characters must be at least two characters, got {shown(facts.settings['characters'])}: "
+            "all texts are made of this one"
+        )
+
+
+def choose_widths(wanted: list[int], fit: str) -> tuple[int, ...]:
+    """Up to three widths that most images fit into with little padding; the rarest 0.5 % are squeezed.
+
+    If images are nearly of one shape, or are stretched, there is one width.
+    """
+    narrow, half, most, widest = (
+        int(np.quantile(wanted, fraction, method="higher")) for fraction in (0.05, 0.5, 0.9, 0.995)
+    )
+    if fit == "stretch":
+        chosen = {half}
+    elif widest <= _ALIKE * narrow:
+        chosen = {widest}
+    else:
+        chosen = {half, most, widest}
+    return tuple(sorted({min(4096, -(-width // 8) * 8) for width in chosen}))
+
+
+def _decode_chunk(
+    reader: Reader, section: ImagesConfig, spool: Path | None, slot: int, chunk: list[tuple[int, str]]
+) -> list[tuple[Any, ...]]:
+    """Decodes some images and writes their pixels to the spool. Returns the values of their rows in the catalog."""
+    rows: list[tuple[Any, ...]] = []
+    file = None if spool is None else os.open(spool, os.O_WRONLY)
+    try:
+        for (position, _), data in zip(chunk, reader.read([name for _, name in chunk]), strict=True):
+            if isinstance(data, str):
+                rows.append((data, None, None, None, None, None, None, position))
+                continue
+            try:
+                image = image_files.decode(io.BytesIO(data), section.channels)
+            except ValueError as error:
+                rows.append((f"unreadable: {error}", None, None, None, None, None, None, position))
+                continue
+            prepared = prepare(image, section)
+            squeezed = section.target_width(image.size) > section.widest
+            padded = prepared.pixels.shape[2]
+            rows.append((None, *image.size, pixel_digest(image), prepared.width, padded, squeezed, position))
+            if file is not None:
+                os.pwrite(file, prepared.pixels.tobytes(), position * slot)
+    finally:
+        if file is not None:
+            os.close(file)
+    return rows
+
+
+_SIZES = {
+    "width": "original_width",
+    "height": "original_height",
+    "width / height": "ROUND(1.0 * original_width / original_height, 2)",
+}
+
+
+def _problem(text: str, size: int) -> str | None:
+    """Why a text or an image of this many bytes can't be used, as far as can be said without decoding."""
+    if not text.strip():
+        return "empty label"
+    if unusable_characters("".join(dict.fromkeys(text))) is not None:
+        return "unprintable character"
+    if size > _MOST_BYTES:
+        return f"larger than {_MOST_BYTES >> 20} MB"
+    return None
+
+
+def _needed(text: str) -> int:
+    """The least number of CTC time steps for a text: one for each character, and a blank between equal neighbours."""
+    return len(text) + sum(map(str.__eq__, text, text[1:]))
+
+
+def _reasons(catalog: Catalog, operator: str) -> dict[str, tuple[int, list[str]]]:
+    """Why images can't be used: how many and the first names. What follows a colon in a problem are details."""
+    reason = "SUBSTR(problem, 1, INSTR(problem || ':', ':') - 1)"
+    where = f"problem NOT NULL AND problem {operator} ('{_UNSEEN}')"
+    counts = list(catalog.all(f"SELECT {reason}, COUNT(*) FROM images WHERE {where} GROUP BY 1 ORDER BY 2 DESC, 1"))
+    names = f"SELECT name FROM images WHERE {reason} = ? ORDER BY position LIMIT {_NAMED}"
+    return {each: (count, [name for (name,) in catalog.all(names, each)]) for each, count in counts}
+
+
+def _count_characters(catalog: Catalog, where: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for (text,) in catalog.all(f"SELECT text FROM images WHERE {where}"):
+        counts.update(text)
+    return dict(sorted(counts.items()))

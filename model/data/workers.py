@@ -1,0 +1,87 @@
+"""Worker processes that prepare images in parallel.
+
+This module doesn't import torch, so that the processes start fast.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import spawn
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]  # images done, images in all
+
+_AHEAD = 4  # tasks that wait for each worker
+
+
+def refuse_unguarded_script() -> None:
+    """Raises RuntimeError in a worker process of a script without `if __name__ == "__main__"`.
+
+    There the script runs again, and would wait for ever for what its first process has locked.
+    """
+    spawn._check_not_importing_main()  # type: ignore[attr-defined]
+
+
+def in_workers(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
+    """Yields `function(*task)` of each task as it is ready, computed by `workers` processes.
+
+    Takes tasks only as workers need them. Raises BrokenProcessPool if a worker is killed.
+    """
+    tasks, others = iter(tasks), multiprocessing.active_children()
+    # Spawned, because the caller may have threads, with which forking is not safe.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_process)
+    # Starts all workers before the executor's manager thread: CPython fails if that thread notices a killed worker
+    # while another is being started.
+    executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
+    waiting: set[Future[Result]] = set()
+    try:
+        while True:
+            new = islice(tasks, workers * _AHEAD - len(waiting))
+            waiting |= {executor.submit(function, *task) for task in new}
+            if not waiting:
+                break
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        # A worker was killed. If another was starting at that moment, CPython 3.11 would wait for it for ever.
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def another_main_module() -> Iterator[None]:
+    """Makes processes spawned in this context import this module as their main module instead of the caller's script.
+
+    For commands that scripts may call: a script without `if __name__ == "__main__"` would run again in each process.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def prepare_process() -> None:
+    """Prepares a worker process: it ignores Ctrl-C, which the caller handles, and exits when the caller dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+
+    def follow() -> None:
+        caller.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
