@@ -3,20 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from model.config import TrialConfig
+from model.config.from_file import read_config
 from model.data.captchas import draw
 from model.system.files import reason
 from model.system.streams import forgiving_streams
-
-
-def _read_config(path: Path) -> TrialConfig:
-    # The reader is an entry point, registered by `sweep`, so that this package depends on neither YAML nor `sweep`.
-    (reader,) = entry_points(group="crnn_sweep.config_reader")
-    config: TrialConfig = reader.load()(path)
-    return config
 
 
 @forgiving_streams()
@@ -29,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.count < 1:
         parser.error(f"--count: must be at least 1, got {options.count}")
     try:
-        config = _read_config(options.config) if options.config else TrialConfig()
+        config = read_config(options.config) if options.config else TrialConfig()
         for index in range(options.count):
             image, text = draw(config.drawn, config.data.seed, "test", index)
             options.out.mkdir(parents=True, exist_ok=True)  # not before drawing, which may fail

@@ -26,10 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m sweep.run",
-        description="Search learning rate and schedule of a captcha recogniser; compare all trials in TensorBoard.",
+        description="Search learning rate and schedule of a text recogniser; compare all trials in TensorBoard.",
     )
     add = parser.add_argument
     add("--config", type=Path, default=QUICKSTART, help="YAML (default configs/quickstart.yaml)")
+    add("--images", metavar="FOLDER", help="train on these images of your own (default config own_images.yaml)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
     add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")

@@ -29,6 +29,11 @@ class ImageSection(Section):
         return 3 if self.color == "rgb" else 1
 
     @property
+    def is_known(self) -> bool:
+        """Whether alphabet, widths and longest text are known. Own images must be looked at first."""
+        return True
+
+    @property
     @abstractmethod
     def all_widths(self) -> tuple[int, ...]:
         """The widths of image batches in pixels, ascending. All images of a batch have the same width."""
@@ -71,7 +76,7 @@ class ImagesConfig(ImageSection):
 
     key: ClassVar[str] = "images"
 
-    path: str
+    path: str | None = None
     format: Literal["auto", "tsv", "csv", "space", "json", "jsonl", "parquet", "names", "lmdb", "sidecar"] = "auto"
     file_column: str | None = None
     text_column: str | None = None
@@ -89,7 +94,6 @@ class ImagesConfig(ImageSection):
 
     @property
     def is_known(self) -> bool:
-        """Whether the images have been looked at, so that alphabet, widths and longest text are known."""
         return self.digest is not None
 
     @property
@@ -110,7 +114,9 @@ class ImagesConfig(ImageSection):
 
     @field_validator("path")
     @classmethod
-    def _is_usable(cls, value: str) -> str:
+    def _is_usable(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if (problem := unusable_path(value)) is not None or not value:
             raise ValueError(f"{problem or 'must be a folder or a file'}, got {shown(value)}")
         return value

@@ -107,8 +107,8 @@ class TrialConfig(Section):
             raise ValueError("captcha must be a section, or images must be one, got null for both")
         if self.images is not None and self.data.source != "pool":
             raise ValueError("data.source must be pool for own images, got stream: only drawn images can be endless")
-        if self.images is not None and not self.images.is_known:
-            return self  # checked again when the images have been looked at
+        if not self.image.is_known:
+            return self  # validated again when the images have been looked at
         key, longest = self.image.key, self.image.longest
         height, time_steps = self.network.feature_size(self.image.height, self.image.widest)
         needed = 2 * longest - 1 if self.images is None else 1

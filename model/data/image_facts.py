@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 _MOST_CHARACTERS = 60  # of the alphabet, in the table
@@ -36,6 +37,13 @@ class Facts:
     def bad(self) -> int:
         """How many images can't be used; `images.bad` decides whether that is an error."""
         return sum(count for count, _ in self.reasons.values())
+
+    def refusal(self, bad_images: Path) -> str:
+        """The sentence with which `images.bad: stop` refuses these images."""
+        return (
+            f"images.bad must be skip to leave out {self.bad:,} of {self.rows:,} images that can't be used, got stop: "
+            f"all are in {bad_images}"
+        )
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

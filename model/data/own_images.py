@@ -106,6 +106,8 @@ def look(
     """
     refuse_unguarded_script()
     assert config.images is not None
+    if config.images.path is None:
+        raise ValueError("images.path must be a folder or a table, got null: --images FOLDER sets it")
     reader = recognise(config.images)
     looking = Look(config, folder, workers, progress, steps, bad_images, keep)
     limits = dict(limits or {})
@@ -170,7 +172,7 @@ class Look:
         """What an earlier look has found, if its pools are there."""
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             facts = Facts.from_json(json.loads((self._folder / seen).read_bytes()))
-            source = OwnImages(self._config.model_copy(update=fitted(self._config, facts)))
+            source = OwnImages(self._config.model_copy(update=fitted_sections(self._config, facts)))
             specs = [spec for split in SPLITS for spec in source.specs(split)]
             if not self.stops(facts) and all(open_pool(spec, self._folder) for spec in specs):
                 return facts
@@ -355,7 +357,7 @@ class Look:
         return digest.hexdigest()[:32]
 
     def _write_pools(self, catalog: Catalog, section: ImagesConfig, facts: Facts, spool: Path) -> None:
-        fitted_config = self._config.model_copy(update=fitted(self._config, facts))
+        fitted_config = self._config.model_copy(update=fitted_sections(self._config, facts))
         source, alphabet = OwnImages(fitted_config), Alphabet(facts.settings["characters"])
         longest, slot = facts.settings["longest_text"], section.channels * section.height * section.widest
         shapes, kind = {}, label_type(alphabet.classes)
@@ -380,7 +382,7 @@ class Look:
                     pool.widths[place] = width
 
 
-def fitted(config: TrialConfig, facts: Facts) -> dict[str, Any]:
+def fitted_sections(config: TrialConfig, facts: Facts) -> dict[str, Any]:
     """The sections of the config that follow from what was found, for `model_copy`."""
     assert config.images is not None
     settings = {**facts.settings, "widths": tuple(facts.settings["widths"])}

@@ -21,6 +21,7 @@ _SPACE = "search.space."
 # The configs that come with the program: the same path in a checkout and in an installed wheel.
 CONFIGS = Path(str(files("sweep") / "configs")).resolve()
 QUICKSTART = CONFIGS / "quickstart.yaml"
+OWN_IMAGES = CONFIGS / "own_images.yaml"
 
 
 def load(
@@ -52,6 +53,8 @@ def load(
         tell(f"{old} is now {RENAMED[old]}")
     settings = {_current(path): value for path, value in settings.items()}
     trial = None if trial is None else {current(path): value for path, value in trial.items()}
+    if "images.path" in settings:  # own images instead of those that the file draws
+        tree = {key: value for key, value in tree.items() if key != "captcha"}
     tree = override(renamed(tree), settings, SweepConfig, _keys)
     if trial is not None:
         space = {key: {"grid": [value]} for key, value in trial.items()}

@@ -37,7 +37,7 @@ def cache_folder(config: SweepConfig) -> Path:
     try:
         return writable(folder, "--cache-dir")
     except ConfigError:
-        if missing_pools(config, folder, test=config.confirm is not None):
+        if not config.image.is_known or missing_pools(config, folder, test=config.confirm is not None):
             raise
     return folder
 

@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.system.malloc import collector_paused
-from sweep.config import QUICKSTART, ConfigError, SweepConfig, blaming, load, parse_settings, split_at_commas
-from sweep.execution import folders, interrupts
+from sweep.config import (
+    OWN_IMAGES,
+    QUICKSTART,
+    ConfigError,
+    SweepConfig,
+    blaming,
+    load,
+    parse_settings,
+    split_at_commas,
+)
+from sweep.execution import folders, interrupts, own_images
 from sweep.machine.cpus import check_shares, usable_cpus
 from sweep.wording import faults
 
@@ -74,6 +83,8 @@ def _read_and_check(options: argparse.Namespace) -> Request:
     roots = [] if options.resume else folders.candidates(options)
     with blaming(*origin):
         check_shares(config, cpus=usable_cpus())
+        if not config.image.is_known:
+            config = own_images.look_at(config, pools, options)
     return Request(options, config, origin, pools, roots)
 
 
@@ -94,7 +105,7 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
     trial = None if options.trial is None else parse_settings("--trial", split_at_commas(options.trial))
     source = options.config
     if options.resume is not None:
-        given = [f"--{key}" for key in ("set", "trial", "name", "dry_run") if getattr(options, key)]
+        given = [f"--{key}" for key in ("set", "trial", "name", "dry_run", "images") if getattr(options, key)]
         if given or options.config != QUICKSTART:
             raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
         source = options.resume / "sweep.yaml"
@@ -104,6 +115,9 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
             )
     elif options.retry_failed:
         raise ConfigError(["--retry-failed: needs --resume FOLDER"])
+    if options.images is not None:
+        settings["images.path"] = options.images
+        source = OWN_IMAGES if options.config == QUICKSTART else options.config
     if options.trials is not None:
         if not 1 <= options.trials < 2**31:
             raise ConfigError([f"--trials must be at least 1 and below {2**31}, got {options.trials}"])

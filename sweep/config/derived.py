@@ -1,0 +1,80 @@
+"""Settings that follow from a user's own images where the config does not give them.
+
+Which keys a config gives is known from pydantic's `model_fields_set`; `values` computes the others.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.config import override
+from model.data.image_facts import Facts
+from model.data.own_images import fitted_sections
+from sweep.config.errors import ConfigError, sentences
+from sweep.config.sweep import SweepConfig
+
+_BATCH = 32
+_STEPS = 2400  # training steps of a trial
+_EPOCHS = (4, 100)
+
+
+def _pools(config: SweepConfig, facts: Facts) -> Any:
+    """Halves the height in each block as long as rows are left, and the width until `facts.pooling` is reached."""
+    assert config.images is not None
+    rows, columns, pools = config.images.height, facts.pooling, []
+    for _ in config.network.channels:
+        down, across = (2 if rows >= 2 else 1), (2 if columns >= 2 else 1)
+        pools.append((down, across))
+        rows, columns = rows // down, columns // across
+    return tuple(pools)
+
+
+def _batch_size(config: SweepConfig, facts: Facts) -> int:
+    """A tenth of the images at most, a power of two."""
+    return int(min(_BATCH, 2 ** math.floor(math.log2(max(1, facts.counts["train"] / 10)))))
+
+
+def _epochs(config: SweepConfig, facts: Facts) -> int:
+    batch = (
+        config.training.batch_size if "batch_size" in config.training.model_fields_set else _batch_size(config, facts)
+    )
+    least, most = _EPOCHS
+    return max(least, min(most, math.ceil(_STEPS / max(1, facts.counts["train"] // batch))))
+
+
+def _grace_epochs(config: SweepConfig, facts: Facts) -> int:
+    """A third of the epochs: long enough for most networks to leave CTC's all-blank plateau."""
+    epochs = config.training.epochs if "epochs" in config.training.model_fields_set else _epochs(config, facts)
+    return max(1, epochs // 3)
+
+
+_DERIVED: dict[str, Callable[[SweepConfig, Facts], Any]] = {
+    "network.pools": _pools,
+    "training.batch_size": _batch_size,
+    "training.epochs": _epochs,
+    "search.early_stopping.grace_epochs": _grace_epochs,
+}
+
+
+def values(config: SweepConfig, facts: Facts) -> dict[str, Any]:
+    """Dotted path → value of each setting that the config leaves open."""
+    found = {}
+    for path, choose in _DERIVED.items():
+        section: Any = config
+        *names, key = path.split(".")
+        for name in names:
+            section = getattr(section, name)
+        if key in type(section).model_fields and key not in section.model_fields_set:
+            found[path] = choose(config, facts)
+    return found
+
+
+def fitted(config: SweepConfig, facts: Facts, chosen: dict[str, Any]) -> SweepConfig:
+    """The config with what was found in the images, and with the `chosen` values. Raises ConfigError."""
+    tree = config.model_copy(update=fitted_sections(config, facts)).model_dump()
+    try:
+        return SweepConfig.model_validate(override(tree, chosen, SweepConfig))
+    except ValidationError as error:
+        raise ConfigError(sentences(error, SweepConfig)) from None

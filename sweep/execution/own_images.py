@@ -1,0 +1,56 @@
+"""Looks at a user's own images before a sweep starts, and fits the config to them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.progress import Progress
+
+from model.data import own_images
+from model.data.catalog import BAD_IMAGES
+from model.data.pool_file import SPLITS
+from model.data.workers import another_main_module
+from sweep.config import ConfigError, SweepConfig, derived
+from sweep.machine.cpus import usable_cpus
+
+
+def look_at(config: SweepConfig, pools: Path, options: argparse.Namespace) -> SweepConfig:
+    """Reads and converts the images, prints what was found, and returns the config with all that follows from it.
+
+    Raises ConfigError if the images can't be used.
+    """
+    images = config.images
+    assert images is not None
+    path = None if images.path is None else os.path.abspath(os.path.expanduser(images.path))
+    absolute = images.model_copy(update={"path": path})
+    config = config.model_copy(update={"images": absolute})
+    given = config.data.model_fields_set
+    limits = {split: config.data.count(split) for split in SPLITS if f"{split}_images" in given}
+    bad_images = options.output_dir / BAD_IMAGES
+    steps = None
+    if "pools" in config.network.model_fields_set:
+        steps = lambda width: config.network.feature_size(absolute.height, width)[1]  # noqa: E731
+    with Progress(transient=True, disable=options.quiet or not sys.stderr.isatty()) as bar, another_main_module():
+        task = bar.add_task("reading images", total=None)
+        try:
+            facts = own_images.look(
+                config,
+                pools,
+                usable_cpus(),
+                lambda done, total: bar.update(task, completed=done, total=total),
+                steps=steps,
+                limits=limits,
+                bad_images=bad_images,
+            )
+        except ValueError as error:
+            raise ConfigError([str(error)]) from None
+    stops = facts.bad and absolute.bad == "stop"
+    if stops or not options.quiet:
+        print("\n".join(facts.table()), file=sys.stderr if stops else sys.stdout)
+    if stops:
+        raise ConfigError([facts.refusal(bad_images)])
+    chosen = derived.values(config, facts)
+    if chosen and not options.quiet:
+        print("chosen by the images: " + ", ".join(f"{path} {value}" for path, value in chosen.items()))
+    return derived.fitted(config, facts, chosen)
