@@ -15,17 +15,17 @@ import os
 
 from model.config.images import ImagesConfig
 from model.config.section import shown
-from model.data.readers import records
-from model.data.readers.files import is_hidden, suffix_of
+from model.data.readers.files import suffix_of
 from model.data.readers.lmdb_reader import lmdb_in
 from model.data.readers.names import names_in
 from model.data.readers.row import Reader, Row
 from model.data.readers.sidecar import sidecar_in
-from model.data.readers.table import TableReader, table_in
+from model.data.readers.table import find_tables, table_in
+from model.system.files import reason
 
 __all__ = ["Reader", "Row", "recognise"]
 
-_TABLES = {"tsv", "csv", "space", "json", "jsonl", "parquet"}
+_TABLES = {"table", "tsv", "csv", "space", "json", "jsonl", "parquet"}
 
 
 def recognise(section: ImagesConfig) -> Reader:
@@ -35,78 +35,52 @@ def recognise(section: ImagesConfig) -> Reader:
     to tell which is which.
     """
     path = os.path.abspath(os.path.expanduser(section.path))
-    wanted = section.format
+    tried = _formats(section)
     if not os.path.isdir(path):
-        if not os.path.isfile(path):
-            raise ValueError(f"images.path must be a folder or a table that is there, got {shown(section.path)}")
-        if wanted == "lmdb" or (wanted == "auto" and suffix_of(path) in (".mdb", ".lmdb")):
-            reader = lmdb_in(section, path)
-            assert reader is not None, "another file of this name is refused"
-            return reader
-        if wanted in ("names", "sidecar"):
-            raise ValueError(f"images.path must be a folder for images.format {wanted}, got {shown(section.path)}")
-        return table_in(section, path, os.path.dirname(path), was_found=False)[0]
+        return _of_file(section, path, tried)
     try:
         os.scandir(path).close()
     except OSError as error:
-        raise ValueError(f"images.path can't be read: {error.strerror}: {shown(section.path)}") from None
-
-    table, problem = None, None
-    if wanted in _TABLES or (wanted == "auto" and section.pattern is None):
-        table, exist, problem = _table(section, path)
-        if table is not None and (exist or wanted != "auto"):
-            return table
-        if wanted != "auto":
-            raise ValueError(problem or f"images.format must fit the images, but there is no {wanted} table in {path}")
-    if wanted == "sidecar" or (wanted == "auto" and section.pattern is None):
-        sidecar = sidecar_in(section, path)
-        if sidecar is not None:
-            return sidecar
-    if wanted == "lmdb" or (wanted == "auto" and section.pattern is None):
-        database = lmdb_in(section, path)
-        if database is not None:
-            return database
-    if table is not None:
-        return table
-    if problem is not None:
-        raise ValueError(problem)
-    return names_in(section, path)
+        raise ValueError(f"images.path can't be read: {reason(error)}: {shown(section.path)}") from None
+    table, is_there, problem = find_tables(section, path) if tried[0] in _TABLES else (None, False, None)
+    reader: Reader | None = table if is_there else None
+    if reader is None and "sidecar" in tried:
+        reader = sidecar_in(section, path)
+    if reader is None and "lmdb" in tried:
+        reader = lmdb_in(section, path)
+    reader = reader or table
+    if reader is None and (problem or "names" not in tried):
+        raise ValueError(problem or f"images.path has no {tried[0]} of images: {shown(section.path)}")
+    return reader or names_in(section, path)
 
 
-def _table(section: ImagesConfig, folder: str) -> tuple[TableReader | None, float, str | None]:
-    """Finds the one table in a folder: also returns which part of its files exists, and why there is none.
-
-    Raises ValueError if there are several.
-    """
-    names = sorted(name for name in os.listdir(folder) if not is_hidden(name) and records.is_table_name(name))
-    fitting: list[tuple[float, str, TableReader]] = []
-    problems: list[str] = []
-    for name in names:
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path) or not _may_be(section.format, suffix_of(name)):
-            continue
-        try:
-            reader, exist = table_in(section, path, folder, was_found=True)
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            fitting.append((exist, name, reader))
-    existing = [one for one in fitting if one[0] > 0]
-    best = existing or fitting
-    if len(best) > 1:
-        listed = ", ".join(name for _, name, _ in best)
-        raise ValueError(f"images.path must be one of the tables in {shown(folder)}: {listed}")
-    if best:
-        return best[0][2], best[0][0], None
-    return None, 0.0, problems[0] if len(problems) == 1 else None
+def _formats(section: ImagesConfig) -> tuple[str, ...]:
+    """The formats that are tried, in order. Raises ValueError for keys that the format does not have."""
+    keys = {key: getattr(section, key) for key in ("file_column", "text_column", "split", "group")}
+    columns = {key: value for key, value in keys.items() if value is not None and (key, value) != ("group", "folder")}
+    is_table = section.format in _TABLES
+    if columns and not is_table and section.format != "auto":
+        key, value = next(iter(columns.items()))
+        raise ValueError(
+            f"images.{key} must not be set for images.format {section.format}, which has no columns, got {shown(value)}"
+        )
+    if section.pattern is not None and (columns or section.format not in ("auto", "names")):
+        other = f"images.format {section.format}" if not columns else f"images.{next(iter(columns))}"
+        raise ValueError(f"images.pattern must not be set with {other}, got {shown(section.pattern)}")
+    if section.format != "auto":
+        return (section.format,)
+    return ("table",) if columns else ("names",) if section.pattern else ("table", "sidecar", "lmdb", "names")
 
 
-def _may_be(wanted: str, suffix: str) -> bool:
-    """Whether a file with this suffix may be a table of the format."""
-    if wanted == "auto":
-        return True
-    if wanted == "parquet":
-        return suffix == ".parquet"
-    if wanted in ("json", "jsonl"):
-        return suffix in records.JSON_SUFFIXES
-    return suffix in records.TEXT_SUFFIXES
+def _of_file(section: ImagesConfig, path: str, tried: tuple[str, ...]) -> Reader:
+    if not os.path.isfile(path):
+        raise ValueError(f"images.path must be a folder or a table that is there, got {shown(section.path)}")
+    if tried[0] not in _TABLES:
+        if tried[0] == "lmdb" and (reader := lmdb_in(section, path)) is not None:
+            return reader
+        raise ValueError(
+            f"images.path must be a folder for texts in names and beside images, got {shown(section.path)}"
+        )
+    if len(tried) > 1 and suffix_of(path) in (".mdb", ".lmdb") and (reader := lmdb_in(section, path)) is not None:
+        return reader
+    return table_in(section, path, os.path.dirname(path), was_found=False)[0]

@@ -48,7 +48,7 @@ class Folder:
         self._real = os.path.realpath(path)
         self._is_inside: dict[str, bool] = {}
 
-    def find(self, name: str, root: str | None = None) -> File:
+    def find(self, name: str, root: str = "") -> File:
         """Looks up a file by a path that is absolute or relative to `root` (by default this folder)."""
         path = os.path.join(root or self._real, name)
         if "/." in path or "//" in path or os.sep != "/":

@@ -69,6 +69,8 @@ def names_in(section: ImagesConfig, folder: str) -> NamesReader:
                 f"images.pattern must match the images' names, got {shown(section.pattern)}, which doesn't match "
                 f"{shown(sample[0].name)}"
             )
+    elif all(row.problem == EMPTY for row in sample):
+        raise ValueError(f"images.path has no labels: the files' names have no text, such as {shown(sample[0].name)}")
     elif section.format == "auto" and (why := _no_texts([row.text for row in sample if row.problem is None])):
         raise ValueError(
             "images.path has no labels: there is no table of the images and no text file beside them, and the files' "

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from model.data.readers.files import is_image
 from model.system.files import reason
@@ -33,22 +33,30 @@ def encoding_of(path: str) -> str:
     return "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
 
 
-def is_text(text: str) -> bool:
-    """Whether text could be decoded: `lines` turns other bytes into lone surrogates or U+FFFD."""
+def undecoded(text: str, encoding: str) -> bool:
+    """Whether bytes could not be decoded: they have become lone surrogates (UTF-8) or U+FFFD (UTF-16, UTF-32)."""
     if text.isascii():
-        return True
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return "\ufffd" not in text
+        return True
+    return encoding != "utf-8-sig" and "\ufffd" in text
+
+
+def opened(path: str, encoding: str) -> TextIO:
+    """Opens a text file in such a way that no byte raises an error; see `undecoded`."""
+    return open(path, encoding=encoding, errors="surrogateescape" if encoding == "utf-8-sig" else "replace")
+
+
+def shown_encoding(encoding: str) -> str:
+    return encoding.removesuffix("-sig").upper()
 
 
 def lines(path: str) -> Iterator[tuple[int, str, str | None]]:
     """Gives each line that is not blank: its number, its text without the line's end, and what is wrong with it."""
     encoding = encoding_of(path)
-    errors = "surrogateescape" if encoding == "utf-8-sig" else "replace"
-    with open(path, encoding=encoding, errors=errors) as file:
+    with opened(path, encoding) as file:
         number = 0
         while line := file.readline(_LONGEST_LINE):
             number += 1
@@ -58,8 +66,10 @@ def lines(path: str) -> Iterator[tuple[int, str, str | None]]:
                 while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith("\n"):
                     pass
             line = line.removesuffix("\n")
-            if not is_text(line):
-                problem = f"line {number} is not in {encoding.removesuffix('-sig').upper()}"
+            if undecoded(line, encoding):
+                problem = f"line {number} is not in {shown_encoding(encoding)}"
+            elif "\0" in line:
+                problem = f"line {number} has NUL characters"
             if line and not line.isspace():
                 yield number, line, problem
 
@@ -70,7 +80,8 @@ NAMES = {"\t": "tab-separated", ",": "comma-separated", ";": "separated by semic
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 _NAME_BEFORE_SPACE = re.compile(r"(.*?\.(?:png|jpe?g|jfif|bmp|gif|webp|tiff?|p[bgpn]m|jp2|ico))\s+(.*)", re.I | re.S)
 _MJSYNTH = re.compile(r"(\S*?[^/_\s]*_([^_/\s]*)_(\d+)\.jpe?g) (\d+)")
-_IAM = re.compile(r"((\w+)-(\w+?)-\w+-\w+) (?:ok|err)(?: -?\d+){5} \S+ (.*)")
+_IAM_WORD = re.compile(r"((\w+)-(\w+)-\w+-\w+) (?:ok|err)(?: -?\d+){5} \S+ (.*)")
+_IAM_LINE = re.compile(r"((\w+)-(\w+)-\w+) (?:ok|err)(?: -?\d+){6} (.*)")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class Delimited:
     has_header: bool = False
     skipped: int = 0  # lines before the first row: comments and the header
     takes_rest: bool = True  # the last column, after one split from the left for each column before it
+    is_spaced: bool = False  # a space after each delimiter is no part of the value
     layout: str = ""  # "MJSynth" or "IAM", whose lines have a meaning of their own
 
     @property
@@ -111,8 +123,10 @@ class Delimited:
             return list(found.groups()) if found else line.split(maxsplit=1), None
         count = len(self.columns) if self.takes_rest else 0
         if '"' in line and self.delimiter in ",;":
-            return split_quoted(line, self.delimiter, count)
-        return line.split(self.delimiter, count - 1), None
+            values, wrong = split_quoted(line, self.delimiter, count)
+        else:
+            values, wrong = line.split(self.delimiter, count - 1), None
+        return [value.removeprefix(" ") for value in values] if self.is_spaced else values, wrong
 
 
 def split_quoted(line: str, delimiter: str, count: int) -> tuple[list[str], str | None]:
@@ -132,6 +146,8 @@ def split_quoted(line: str, delimiter: str, count: int) -> tuple[list[str], str 
             if end == len(line):
                 return values, None
             line = line[end + 1 :]
+        elif quoted and line.startswith(delimiter, end):
+            return [*values, line], f"has more than {_fields(count)}"
         elif line.startswith('"'):
             if not is_last or not line.endswith('"') or len(line) < 2:
                 return [*values, line], "has a quotation mark that is not closed"
@@ -154,9 +170,15 @@ def mjsynth(line: str) -> list[str]:
 
 
 def iam(line: str) -> list[str]:
-    """`a01-000u-00-00 ok 154 408 768 27 51 AT A`: the image is `words/a01/a01-000u/a01-000u-00-00.png`."""
-    found = _IAM.fullmatch(line)
-    return [f"{found[2]}/{found[2]}-{found[3]}/{found[1]}.png", found[4]] if found else [line]
+    """`a01-000u-00-00 ok 154 408 768 27 51 AT A`: the image is `a01/a01-000u/a01-000u-00-00.png`, the text `A`.
+
+    In the list of lines, there is no kind of word (`AT`), and `|` stands for a space.
+    """
+    found = _IAM_WORD.fullmatch(line) or _IAM_LINE.fullmatch(line)
+    if found is None:
+        return [line]
+    text = found[4] if found.re is _IAM_WORD else found[4].replace("|", " ")
+    return [f"{found[2]}/{found[2]}-{found[3]}/{found[1]}.png", text]
 
 
 LAYOUTS = {"MJSynth": mjsynth, "IAM": iam}
@@ -186,7 +208,7 @@ class Json:
     def records(self) -> Iterator[Record]:
         for number, item, problem in self.items():
             if problem is None and not isinstance(item, dict):
-                problem = f"line {number} is no dictionary"
+                problem = f"item {number} is no dictionary"
             if problem is not None:
                 yield Record(number, [item if isinstance(item, str) else None], problem)
             else:
@@ -218,19 +240,19 @@ def json_lines(path: str) -> Iterator[tuple[int, Any, str | None]]:
 
 
 def json_items(path: str) -> Iterator[tuple[int, Any, str | None]]:
-    """Streams the items of one large JSON dictionary or list. A dictionary's items become `{"key": key, ...}`.
+    """Streams the items of one large JSON dictionary or list, with their number from 1.
 
+    A dictionary's items become `{"key": key, "value": value}`, or `{**value, "key": key}`.
     Only a part of the file is in memory. After something that is not JSON, goes on with the next line.
     """
     encoding = encoding_of(path)
-    with open(path, encoding=encoding, errors="surrogateescape" if encoding == "utf-8-sig" else "replace") as file:
-        text, position, number, is_whole = file.read(_CHUNK), 0, 1, False
-        start = _SPACE.match(text)
-        position = start.end() if start else 0
+    with opened(path, encoding) as file:
+        text, number, is_whole, count = file.read(_CHUNK), 1, False, 0
+        position = len(text) - len(text.lstrip())
         number += text.count("\n", 0, position)
         is_dictionary = text.startswith("{", position)
         if not text.startswith(("{", "["), position):
-            yield number, None, f"line {number} is not the start of a JSON dictionary or list"
+            yield 1, None, f"line {number} is not the start of a JSON dictionary or list"
             return
         position += 1
         is_closed = False
@@ -246,7 +268,7 @@ def json_items(path: str) -> Iterator[tuple[int, Any, str | None]]:
                 if not is_whole:
                     continue
                 if not is_closed:
-                    yield number, None, f"line {number}: the JSON ends too early"
+                    yield count + 1, None, f"line {number}: the JSON ends too early"
                 return
             if text[position] in "}]" and not is_closed:
                 is_closed, position = True, position + 1
@@ -263,15 +285,17 @@ def json_items(path: str) -> Iterator[tuple[int, Any, str | None]]:
                     more = file.read(_CHUNK)
                     text, position, is_whole = text[position:] + more, 0, not more
                     continue
-                yield number, None, f"line {number} is not JSON"
+                count += 1
+                yield count, None, f"line {number} is not JSON"
                 while (end := text.find("\n", position)) < 0 and (text := file.read(_CHUNK)):
                     position = 0
                 if end < 0:
                     return
                 position = end
                 continue
-            problem = None if is_text(text[position:end]) else f"line {number} is not in {encoding.upper()}"
-            yield number, item, problem
+            count += 1
+            is_wrong = undecoded(text[position:end], encoding)
+            yield count, item, f"line {number} is not in {shown_encoding(encoding)}" if is_wrong else None
             number += text.count("\n", position, end)
             position = end
 
@@ -402,19 +426,17 @@ def delimited(path: str, delimiters: str) -> Delimited | None:
         rows = [line for _, line in sample if not (name == "IAM" and line.startswith("#"))]
         if " " in delimiters and rows and sum(len(layout(line)) == 2 for line in rows) > len(rows) / 2:
             return Delimited(path, " ", layout=name)
-    while sample and sample[0][1].startswith("#") and not any(d in sample[0][1] for d in delimiters.strip()):
+    while sample and sample[0][1].startswith("#") and not set(delimiters.strip()) & set(sample[0][1]):
         skipped = sample.pop(0)[0]
-    scores = {}
+    best, best_score = None, (0, 0)
     for delimiter in delimiters:
         fields = [Delimited(path, delimiter).split(line)[0] for _, line in sample]
-        images = sum(any(is_image(field.strip('"')) for field in row) for row in fields)
-        scores[delimiter] = (images if len(fields) else 0, sum(len(row) > 1 for row in fields))
-        if scores[delimiter][1] == 0:
-            scores[delimiter] = (0, 0)
-    if not scores or max(count for _, count in scores.values()) == 0:
-        return None
-    best = max(scores, key=lambda delimiter: scores[delimiter])
-    return Delimited(path, best, skipped=skipped)
+        fields = [row for row in fields if len(row) > 1]
+        score = (sum(any(is_image(field.strip(' "')) for field in row) for row in fields), len(fields))
+        if score > best_score:
+            is_spaced = delimiter in ",;" and all(row[1].startswith(" ") for row in fields) and len(fields) > 1
+            best, best_score = Delimited(path, delimiter, skipped=skipped, is_spaced=is_spaced), score
+    return best
 
 
 def json_table(path: str, by_line: bool | None) -> Json:

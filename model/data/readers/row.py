@@ -61,5 +61,5 @@ def split_of(folder: str) -> str | None:
 
 
 def printable(name: str) -> str:
-    """A name in valid Unicode: bytes of file names that are not UTF-8 are written as \\udc…."""
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    """A name in valid Unicode without NUL: bytes of file names that are not UTF-8 are written as \\udc…."""
+    return name.replace("\0", "\\0") if name.isascii() else name.encode("utf-8", "backslashreplace").decode()

@@ -1,16 +1,19 @@
 """Reads tables of image files and texts, whoever wrote them."""
 
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 from model.config.images import ImagesConfig
 from model.config.section import shown
 from model.data.readers import records
-from model.data.readers.files import File, Folder, below, is_image
-from model.data.readers.records import Parquet, Record, Table
+from model.data.readers.files import File, Folder, below, is_hidden, is_image, suffix_of
+from model.data.readers.records import Delimited, Parquet, Record, Table
 from model.data.readers.row import EMPTY, MISSING, OUTSIDE, Row, printable, split_called, split_of
 from model.system.files import reason
 
@@ -29,6 +32,8 @@ TEXT_COLUMNS = (
 )
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".bmp", ".webp", ".gif")
 _SAMPLE = 100  # records that are looked at to recognise the columns
+_LONGEST_NAME = 4096
+_TABLES = 100  # files that are tried as tables
 _FOLDERS = 100  # sub-folders that are tried as the one that names are relative to
 
 
@@ -49,7 +54,12 @@ class TableReader:
 
     @property
     def description(self) -> str:
-        return self.table.description + (f", in {os.path.basename(self.table.path)}" if self.was_found else "")
+        return self.table.description + (f", in {self.name}" if self.was_found else "")
+
+    @property
+    def name(self) -> str:
+        """The table's path relative to the folder."""
+        return _shown(os.path.relpath(self.table.path, self.folder))
 
     @property
     def _embedded(self) -> str | None:
@@ -58,8 +68,7 @@ class TableReader:
         return column if isinstance(self.table, Parquet) and column in dict(self.table.embedded) else None
 
     def rows(self) -> Iterator[Row]:
-        folder = Folder(self.folder)
-        table = os.path.basename(self.table.path)
+        folder, table = Folder(self.folder), self.name
         try:
             archive = os.stat(self.table.path).st_mtime_ns if self._embedded else None
             for record in self.table.records():
@@ -76,7 +85,8 @@ class TableReader:
             path = _shown(path or "")
             file = File(below(f"{table}/{number}", path), size or 0, archive, None if size else "missing image")
         elif isinstance(name, str) and name.strip():
-            file = self._find(folder, name) if problem is None else File(f"{table}:{number}:{name}", 0, 0)
+            is_found = problem is None and len(name) < _LONGEST_NAME
+            file = find(folder, name, self.root, self.suffix) if is_found else _nowhere(table, number, name)
             path = file.name
         else:
             file, path = File(f"{table}:{number}", 0, 0, f"line {number} names no image"), ""
@@ -94,24 +104,13 @@ class TableReader:
             return Row(_shown(file.name) or f"{table}:{number}", text, split, group, problem=problem)
         return Row(_shown(file.name), text, split, group, file.size, file.changed)
 
-    def _find(self, folder: Folder, name: str) -> File:
-        root = self.root or None
-        file = folder.find(name + self.suffix, root)
-        if file.problem is None:
-            return file
-        for other in spellings(name):
-            found = folder.find(other + self.suffix, root)
-            if found.problem is None or (file.problem == MISSING and found.problem != MISSING):
-                return found
-        return file._replace(problem=OUTSIDE) if _is_on_a_drive(name) else file
-
     def read(self, names: Sequence[str]) -> Iterator[bytes | str]:
         if self._embedded is None:
             folder = Folder(self.folder)
             yield from (folder.read(name) for name in names)
             return
         assert isinstance(self.table, Parquet)
-        start = f"{os.path.basename(self.table.path)}/"
+        start = f"{self.name}/"
         numbers = [name.removeprefix(start).split("/")[0] for name in names]
         wanted = [int(number) if number.isdecimal() else 0 for number in numbers]
         done = 0
@@ -123,10 +122,20 @@ class TableReader:
             yield from [reason(error)] * (len(names) - done)
 
 
+def find(folder: Folder, name: str, root: str, suffix: str) -> File:
+    """Finds the image that a table names, also if it is spelt in another way than the file."""
+    file = folder.find(name + suffix, root)
+    if file.problem is None:
+        return file
+    for other in spellings(name):
+        found = folder.find(other + suffix, root)
+        if found.problem is None or (file.problem == MISSING and found.problem != MISSING):
+            return found
+    return file._replace(problem=OUTSIDE) if _is_on_a_drive(name) else file
+
+
 def spellings(name: str) -> Iterator[str]:
     """Other ways to write the name of a file: Windows's separators, no space around, each form of Unicode."""
-    import unicodedata
-
     stripped = name.strip().strip("\ufeff")
     slashes = stripped.replace("\\", "/")
     for other in (stripped, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))):
@@ -137,6 +146,12 @@ def spellings(name: str) -> Iterator[str]:
 def _is_on_a_drive(name: str) -> bool:
     """Whether a path is an absolute one of Windows, where this is not Windows."""
     return os.sep == "/" and name[1:2] == ":" and name[2:3] in ("\\", "/") and name[0].isalpha()
+
+
+def _nowhere(table: str, number: int, name: str) -> File:
+    """What stands for an image in a line that is broken."""
+    is_long = len(name) >= _LONGEST_NAME
+    return File(f"{table}:{number}:{name[:100]}{'…' if is_long else ''}", 0, 0, MISSING if is_long else None)
 
 
 def _at(values: Sequence[Any], index: int) -> Any:
@@ -168,30 +183,39 @@ def _text(value: Any) -> tuple[str, str | None]:
 # --------------------------------------------------------------------------------------------- recognising
 
 
-def table_in(section: ImagesConfig, path: str, folder: str, was_found: bool) -> tuple[TableReader, float]:
-    """Recognises a table, its columns and what its names are relative to. Also returns which part of a sample exists.
+class NoTable(ValueError):
+    """A file that has nothing in it that looks like a table of images."""
 
-    Raises ValueError, with a sentence that begins with the key to set.
+
+def table_in(section: ImagesConfig, path: str, folder: str, was_found: bool) -> tuple[TableReader, bool]:
+    """Recognises a table, its columns and what its names are relative to; also returns whether any of its images exist.
+
+    Raises ValueError with a sentence that begins with the key to set: NoTable if nothing looks like a table.
     """
     table = _open(section, path)
-    sample = [record for record in islice(table.records(), _SAMPLE + 1) if record.problem is None]
-    broken = [record.problem for record in islice(table.records(), _SAMPLE + 1) if record.problem is not None]
-    if broken and len(broken) > len(sample) and "is not in" in broken[0]:
-        raise ValueError(
-            f"images.path must be a table in UTF-8, or in UTF-16 with a byte order mark, but {broken[0]}: {path}"
-        )
-    search = Folder(folder)
-    if isinstance(table, records.Delimited) and not table.layout:
-        table = _with_header(table, section, search)
-        sample = [record for record in islice(table.records(), _SAMPLE) if record.problem is None]
-    return _columns(section, table, sample[:_SAMPLE], search, folder, was_found)
+    search = _Search(folder, path)
+    broken = [problem for problem in (record.problem for record in islice(table.records(), _SAMPLE)) if problem]
+    if isinstance(table, Delimited):
+        seen = [line for _, line, _ in islice(records.lines(path), _SAMPLE)]
+        wrong = [problem for problem in broken if "is not in" in problem or "NUL" in problem]
+        if len(wrong) > len(seen) / 2:
+            raise ValueError(
+                f"images.path must be a table in UTF-8, or in UTF-16 with a byte order mark, but {wrong[0]}: "
+                f"{shown(path)}"
+            )
+        if not table.layout:
+            table = _with_header(table, section, search)
+    sample = [record for record in islice(table.records(), _SAMPLE) if record.problem is None]
+    if not sample:
+        raise NoTable(f"images.path has no images: {broken[0] if broken else 'no rows'} in {shown(path)}")
+    return _columns(section, table, sample, search, was_found)
 
 
 def _open(section: ImagesConfig, path: str) -> Table:
     suffix = os.path.splitext(path)[1].lower()
     wanted = section.format
     if wanted == "auto" and suffix not in records.SUFFIXES:
-        raise ValueError(
+        raise NoTable(
             "images.path must be a folder or a table (.tsv, .csv, .txt, .json, .jsonl, .parquet), or images.format "
             f"must say what it is, got {shown(path)}"
         )
@@ -202,50 +226,112 @@ def _open(section: ImagesConfig, path: str) -> Table:
             items = records.json_table(path, {"json": False, "jsonl": True}.get(wanted, suffix != ".json" or None))
             if items.columns:
                 return items
-            problem = next((problem for _, _, problem in items.items() if problem), "it has no dictionary")
-            raise ValueError(problem)
+            raise ValueError(next((problem for _, _, problem in items.items() if problem), "it has no dictionary"))
         delimiters = records.FORMATS.get(wanted) or records.TEXT_SUFFIXES.get(suffix, "\t,; ")
         lines = records.delimited(path, delimiters)
     except Exception as error:  # pyarrow raises errors of many types on damaged files
-        raise ValueError(f"images.path must be a table of images and texts, but {path}: {reason(error)}") from None
+        raise NoTable(f"images.path must be a table of images and texts, but {shown(path)}: {reason(error)}") from None
     if lines is not None:
         return lines
     names = " or ".join({"\t": "tab", ",": "comma", ";": "semicolon", " ": "space"}[one] for one in delimiters)
-    raise ValueError(f"images.format must fit the table, but no line of {shown(path)} has a {names}")
+    raise NoTable(f"images.format must fit the table, but no line of {shown(path)} has a {names}")
 
 
-def _with_header(table: records.Delimited, section: ImagesConfig, folder: Folder) -> records.Delimited:
+class _Search:
+    """Looks for the files that a table names, relative to any folder that they may be relative to."""
+
+    def __init__(self, folder: str, table: str) -> None:
+        self.folder = Folder(folder)
+        self.roots = list(dict.fromkeys(["", os.path.dirname(table), *_folders_in(folder), *_folders_above(folder)]))
+
+    def rate(self, names: Sequence[str]) -> "_Rating":
+        """Rates names by how many exist, over all folders and suffixes."""
+        if not names:
+            return _Rating()
+        called = sum(map(is_image, names)) / len(names)
+        best = _Rating(0.0, called)
+        some = names[:: max(1, len(names) // 10)]
+        for suffix in ("",) if called > 0.5 else ("", *_IMAGE_SUFFIXES):
+            for root in self.roots:
+                if suffix and not self._there(some, root, suffix):  # thousands of places, for a column of texts
+                    continue
+                there = self._there(names, root, suffix) / len(names)
+                if there > best.there:
+                    best = _Rating(there, called, root, suffix)
+                if there == 1:
+                    return best
+        return best
+
+    def _there(self, names: Sequence[str], root: str, suffix: str) -> int:
+        found = (find(self.folder, name, root, suffix) for name in names)
+        return sum(file.problem is None and is_image(file.name) for file in found)
+
+
+class _Rating(NamedTuple):
+    there: float = 0.0  # which part of the names exist
+    called: float = 0.0  # which part have the suffix of an image
+    root: str = ""
+    suffix: str = ""
+
+
+def _folders_in(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            folders = (entry.path for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+            return sorted(islice(folders, _FOLDERS))
+    except OSError:
+        return []
+
+
+def _folders_above(folder: str) -> list[str]:
+    """Three levels: the names of PaddleOCR's lists are relative to where the training was started."""
+    return [folder := os.path.dirname(folder) for _ in range(3)]
+
+
+def _with_header(table: Delimited, section: ImagesConfig, search: _Search) -> Delimited:
     """Recognises whether the first line is a header, and how many columns there are."""
     whole = replace(table, takes_rest=False)
-    first = next(((number, line) for number, line, _ in records.lines(table.path) if number > table.skipped), None)
-    assert first is not None, "a delimiter was found"
-    cells = [_cell(cell) for cell in whole.split(first[1].lstrip("#\ufeff"))[0]]
+    sample = list(islice((item for item in records.lines(table.path) if item[0] > table.skipped), _SAMPLE))
+    number, line, _ = sample[0]
+    cells = [cell.strip().strip('"') for cell in whole.split(line.removeprefix("#"))[0]]
+    below = [whole.split(line)[0] for _, line, _ in sample[1:]]
     asked = [section.file_column, section.text_column, section.split, section.group]
-    others = islice((line for number, line, _ in records.lines(table.path) if number > first[0]), _SAMPLE)
-    below = [whole.split(line)[0] for line in others]
-    if (
-        len(cells) > 1
-        and not any(map(is_image, cells))
-        and (
-            any(one in cells for one in asked if one is not None)
-            or any(_known(cell) in (*FILE_COLUMNS, *TEXT_COLUMNS) for cell in cells)
-            or sum(any(map(is_image, line)) for line in below) > len(below) / 2
-        )
-        and (len(below) > 0 or all(_known(cell) in (*FILE_COLUMNS, *TEXT_COLUMNS) for cell in cells[:2]))
-        and folder.find(cells[0]).problem is not None
-    ):
+    if _is_header(cells, below, asked, search):
         names = tuple(cell or f"column {index}" for index, cell in enumerate(cells, start=1))
-        return replace(table, columns=names, has_header=True, skipped=first[0], takes_rest=True)
-    by_number = [int(one) for one in asked if one is not None and one.isdecimal()]
-    count = max(map(len, [cells, *below]))
-    files = [sum(index < len(line) and is_image(line[index]) for line in [cells, *below]) for index in range(count)]
-    if by_number or (count > 2 and max(files) > files[0]):  # not the name first and then the text
-        return replace(table, columns=tuple(str(index) for index in range(1, max([count, *by_number]) + 1)))
+        return replace(table, columns=names, has_header=True, skipped=number)
+    numbers = [int(one) for one in asked if one is not None and one.isdecimal() and len(one) < 4]
+    counts = Counter(map(len, [cells, *below]))
+    count = counts.most_common(1)[0][0]
+    images = [sum(index < len(row) and is_image(row[index]) for row in [cells, *below]) for index in range(count)]
+    is_name_first = count < 2 or images[0] >= max(images)
+    if numbers or not is_name_first:
+        return replace(table, columns=tuple(str(index) for index in range(1, max([count, *numbers]) + 1)))
     return table
 
 
-def _cell(cell: str) -> str:
-    return cell.strip().strip('"')
+def _is_header(cells: list[str], below: list[list[str]], asked: list[str | None], search: _Search) -> bool:
+    """Whether the first line has the names of columns. A first row that is taken for a header would be lost."""
+    if len(cells) < 2 or any(map(is_image, cells)):
+        return False
+    known = [_known(cell) for cell in cells]
+    has_file, has_text = (any(name in columns for name in known) for columns in (FILE_COLUMNS, TEXT_COLUMNS))
+    called = sum(any(map(is_image, row)) for row in below) > len(below) / 2
+    same = sum(len(row) == len(cells) for row in below) > len(below) / 2
+    if not (
+        any(one in cells for one in asked if one is not None)
+        or (has_file and has_text)
+        or (called and (has_file or has_text or (same and len(cells) > 2)))
+        or (
+            has_file
+            and any(
+                search.rate([row[index] for row in below if index < len(row)]).there > 0.5
+                for index, name in enumerate(known)
+                if name in FILE_COLUMNS
+            )
+        )
+    ):
+        return False
+    return all(search.rate([cell]).there == 0 for cell in cells if cell)
 
 
 def _known(column: str) -> str:
@@ -253,37 +339,39 @@ def _known(column: str) -> str:
 
 
 def _columns(
-    section: ImagesConfig, table: Table, sample: list[Record], folder: Folder, path: str, was_found: bool
-) -> tuple[TableReader, float]:
+    section: ImagesConfig, table: Table, sample: list[Record], search: _Search, was_found: bool
+) -> tuple[TableReader, bool]:
+    """Chooses the columns of names, texts, splits and groups: those that the section names, else by name or content."""
     columns = table.columns
-    chosen = {}
+    chosen: dict[str, int] = {}
     for key in ("file_column", "text_column", "split", "group"):
         value = getattr(section, key)
         if value in columns:
             chosen[key] = columns.index(value)
         elif value is not None and (key, value) != ("group", "folder"):
-            raise ValueError(f"images.{key} must be one of the columns {_list(columns)}, got {shown(value)}")
-    others = set(chosen.values())
+            raise NoTable(f"images.{key} must be one of the columns {_list(columns)}, got {shown(value)}")
+
+    def free() -> list[int]:
+        return [index for index in range(len(columns)) if index not in chosen.values()]
+
     if "file_column" not in chosen:
-        known = [name for name in FILE_COLUMNS if name in map(_known, columns)]
-        free = [index for index in range(len(columns)) if index not in others]
-        order = {name: index for index, name in enumerate(known)}
-        free.sort(key=lambda index: order.get(_known(columns[index]), len(order)))
-        rated = [(_rate(folder, table, index, sample), -place, index) for place, index in enumerate(free)]
-        best = max(rated, default=((0.0, 0.0, "", ""), 0, -1))
-        if best[2] < 0 or (best[0][:2] == (0, 0) and not known):
-            raise ValueError(
+        order = {name: place for place, name in enumerate(FILE_COLUMNS)}
+        ratings = {}
+        for index in sorted(free(), key=lambda index: order.get(_known(columns[index]), len(order))):
+            ratings[index] = _rate(search, table, index, sample)
+            if ratings[index].there == 1:
+                break
+        best = max(ratings, key=lambda index: ratings[index][:2], default=None)  # the first of equals
+        if best is None or (ratings[best][:2] == (0, 0) and _known(columns[best]) not in order):
+            raise NoTable(
                 f"images.file_column must name the column of the images' files, one of {_list(columns)}: "
-                "no column has the names of files that are there"
+                "no column has the names of images that are there"
             )
-        chosen["file_column"] = best[2]
-        others.add(best[2])
+        chosen["file_column"] = best
     file = chosen["file_column"]
-    exist, _, root, suffix = _rate(folder, table, file, sample)
+    rating = _rate(search, table, file, sample)
     if "text_column" not in chosen:
-        free = [index for index in range(len(columns)) if index not in others]
-        named = [index for index in free if _known(columns[index]) in TEXT_COLUMNS]
-        candidates = named or free
+        candidates = [index for index in free() if _known(columns[index]) in TEXT_COLUMNS] or free()
         if len(candidates) != 1:
             raise ValueError(
                 "images.text_column must name the column of the texts, one of "
@@ -291,25 +379,39 @@ def _columns(
             )
         chosen["text_column"] = candidates[0]
     text = chosen["text_column"]
-    if isinstance(table, records.Delimited) and text != len(columns) - 1:
+    if rating.there == 0 and rating.called < 0.5 and not _is_known(columns[file], columns[text]):
+        raise NoTable(f"images.path has no images: none of the names in {shown(table.path)} is a file that is there")
+    if isinstance(table, Delimited) and text != len(columns) - 1:
         table = replace(table, takes_rest=False)
     if isinstance(table, Parquet):
         used = tuple(dict.fromkeys(columns[index] for index in chosen.values()))
         kept = tuple(pair for pair in table.embedded if pair[0] == columns[file])
         table = replace(table, embedded=kept, wanted=used)
     reader = TableReader(
-        path,
+        search.folder.path,
         table,
         file,
         text,
         chosen.get("split"),
         chosen.get("group"),
-        "group" not in chosen and section.group == "folder",
-        root,
-        suffix,
+        section.group == "folder" and "group" not in chosen,
+        rating.root,
+        rating.suffix,
         was_found,
     )
-    return reader, exist
+    return reader, rating.there > 0
+
+
+def _is_known(file: str, text: str) -> bool:
+    return _known(file) in FILE_COLUMNS and _known(text) in TEXT_COLUMNS
+
+
+def _rate(search: _Search, table: Table, index: int, sample: list[Record]) -> _Rating:
+    """Rates a column as the one of the images' names, or of the images themselves."""
+    values = [record.values[index] for record in sample]
+    if isinstance(table, Parquet) and table.columns[index] in dict(table.embedded):
+        return _Rating(sum(size is not None for size, _ in values) / len(values), 1.0)
+    return search.rate([value for value in values if isinstance(value, str) and value.strip()])
 
 
 def _list(names: Sequence[str]) -> str:
@@ -317,37 +419,76 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(map(printable, shortened))
 
 
-def _rate(folder: Folder, table: Table, index: int, sample: list[Record]) -> tuple[float, float, str, str]:
-    """Which part of a column's values are files that exist, and are called like images; the folder that the names
-    are relative to, and the suffix that they lack."""
-    column = table.columns[index]
-    if isinstance(table, Parquet) and column in dict(table.embedded):
-        sizes = [record.values[index][0] for record in sample]
-        return (sum(size is not None for size in sizes) / max(len(sizes), 1), 1.0, "", "")
-    names = [value for record in sample if isinstance(value := record.values[index], str) and value.strip()]
-    if not names:
-        return (0.0, 0.0, "", "")
-    called = sum(map(is_image, names)) / len(names)
-    best = (0.0, called, "", "")
-    for suffix in [""] if called > 0.5 else ["", *_IMAGE_SUFFIXES]:
-        for root in _roots(folder.path):
-            reader = TableReader(folder.path, table, index, 0, root=root, suffix=suffix)
-            files = [reader._find(folder, name) for name in names]
-            exist = sum(file.problem is None and is_image(file.name) for file in files) / len(names)
-            exist = exist or sum(file.problem is None for file in files) / len(names) / 100 * called
-            if exist > best[0]:
-                best = (exist, called, root, suffix)
-            if exist == 1:
-                return best
-    return best
+# --------------------------------------------------------------------------------------------- several tables
 
 
-def _roots(folder: str) -> Iterator[str]:
-    """What the names in a table may be relative to: its folder, a folder in it, or one of those above it."""
-    yield ""
+@dataclass(frozen=True)
+class TablesReader:
+    """Reads several tables, each of which is a split by its name, such as `train.csv` and `test.csv`."""
+
+    tables: tuple[TableReader, ...]
+
+    @property
+    def description(self) -> str:
+        return "; ".join(table.description for table in self.tables)
+
+    def rows(self) -> Iterator[Row]:
+        for table in self.tables:
+            split = split_in(table.name) if table.split is None else None
+            yield from (row if split is None else replace(row, split=split) for row in table.rows())
+
+    def read(self, names: Sequence[str]) -> Iterator[bytes | str]:
+        for table, some in groupby(names, self._table):
+            yield from table.read(list(some))
+
+    def _table(self, name: str) -> TableReader:
+        """The table that holds the image. Any table can read an image that is a file."""
+        return next((table for table in self.tables if name.startswith(f"{table.name}/")), self.tables[0])
+
+
+def split_in(name: str) -> str | None:
+    """The split that a word in a table's path stands for: `rec_gt_train.txt`, `data/test-00000-of-00001.parquet`."""
+    return next((split for word in re.split(r"[\W\d_]+", name) if (split := split_called(word)) is not None), None)
+
+
+def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | TablesReader | None, bool, str | None]:
+    """Finds the table in a folder or, where there is none, in the folders in it.
+
+    Returns it, whether its images exist, and why there is none. Raises ValueError if there are several.
+    """
+    problem = None
+    for folders in ([folder], _folders_in(folder)):
+        fitting: list[tuple[bool, TableReader]] = []
+        for path in (os.path.join(one, name) for one in folders for name in _tables_in(one, section.format)):
+            try:
+                reader, is_there = table_in(section, path, folder, was_found=True)
+            except NoTable as error:
+                problem = problem or (str(error) if section.format != "auto" else None)
+            except ValueError as error:
+                problem = str(error)
+            else:
+                fitting.append((is_there, reader))
+        is_there = any(there for there, _ in fitting)
+        best = [reader for there, reader in fitting if there == is_there]
+        if len(best) == 1:
+            return best[0], is_there, None
+        if best and all(split_in(reader.name) for reader in best):
+            return TablesReader(tuple(best)), is_there, None
+        if best:
+            listed = ", ".join(reader.name for reader in best[:20])
+            raise ValueError(f"images.path must be one of the tables in {shown(folder)}: {listed}")
+    return None, False, problem
+
+
+def _tables_in(folder: str, wanted: str) -> list[str]:
+    """The names of files that may be tables of a format."""
+    suffixes = {
+        "auto": records.SUFFIXES,
+        "parquet": {".parquet"},
+        "json": records.JSON_SUFFIXES,
+        "jsonl": records.JSON_SUFFIXES,
+    }.get(wanted, set(records.TEXT_SUFFIXES))
     with os.scandir(folder) as entries:
-        folders = (entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-        yield from sorted(islice(folders, _FOLDERS))
-    for _ in range(3):
-        folder = os.path.dirname(folder)
-        yield folder
+        names = (entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file())
+        tables = (name for name in names if suffix_of(name) in suffixes and not name.endswith(".gt.txt"))
+        return sorted(islice(tables, _TABLES))
