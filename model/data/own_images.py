@@ -42,6 +42,7 @@ _CHUNK = 200  # images of a worker's task
 _SAMPLE = 10_000  # images whose sizes decide about the widths
 _NAMED = 10  # names in the table of what can't be used
 _ALIKE = 1.3  # up to this ratio of their widths, all images are padded to one width
+_WORTH_A_POOL = 1.15  # a width that saves less padding than this has no pool of its own
 _MOST_BYTES = 2**28  # of an encoded image
 _STEPS = 5  # CTC time steps for each character of 90 % of the images, or more
 _MOST_POOLING = 8  # pixels for each time step
@@ -106,8 +107,6 @@ def look(
     """
     refuse_unguarded_script()
     assert config.images is not None
-    if config.images.path is None:
-        raise ValueError("images.path must be a folder or a table, got null: --images FOLDER sets it")
     reader = recognise(config.images)
     looking = Look(config, folder, workers, progress, steps, bad_images, keep)
     limits = dict(limits or {})
@@ -421,7 +420,9 @@ def choose_widths(wanted: list[int], fit: str) -> tuple[int, ...]:
     elif widest <= _ALIKE * narrow:
         chosen = {widest}
     else:
-        chosen = {half, most, widest}
+        chosen = {widest, *(width for width in (half, most) if width * _WORTH_A_POOL < widest)}
+        if half * _WORTH_A_POOL > most:
+            chosen.discard(half)
     return tuple(sorted({min(4096, -(-width // 8) * 8) for width in chosen}))
 
 

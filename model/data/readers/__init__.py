@@ -34,6 +34,8 @@ def recognise(section: ImagesConfig) -> Reader:
     Raises ValueError with one sentence that begins with the key to set, where there are no images, no texts, or no way
     to tell which is which.
     """
+    if section.path is None:
+        raise ValueError("images.path must be a folder or a table, got null: --images FOLDER sets it")
     path = os.path.abspath(os.path.expanduser(section.path))
     tried = _formats(section)
     if not os.path.isdir(path):
