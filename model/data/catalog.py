@@ -5,6 +5,7 @@ the problem if it can't be used.
 """
 
 import csv
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ CREATE TABLE images (
     squeezed INTEGER,
     place INTEGER        -- in the order of its split
 );
+CREATE TABLE facts (json TEXT NOT NULL);
 """
 
 
@@ -70,6 +72,15 @@ class Catalog:
         place = min(count - 1, int(fraction * count))
         value: float = self.one(f"SELECT {expression} {usable} ORDER BY 1 LIMIT 1 OFFSET {place}")
         return value
+
+    def set_facts(self, facts: dict[str, Any]) -> None:
+        self.change("INSERT INTO facts VALUES (?)", [(json.dumps(facts),)])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `set_facts` was given, as JSON keeps it."""
+        found: dict[str, Any] = json.loads(self.one("SELECT json FROM facts"))
+        return found
 
     def commit(self) -> None:
         self.database.commit()

@@ -56,6 +56,9 @@ class DrawnImages:
     def file_bytes(self, split: Split) -> int:
         return self._shape(self._data.count(split)).file_bytes
 
+    def findings(self, folder: Path, bad_images: Path) -> list[str]:
+        return []
+
     def fresh(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image, text = render(self._captcha, self._data.seed, "train", index)
         return image.copy(), self._alphabet.encode_padded(text, self._captcha.longest)

@@ -53,7 +53,8 @@ class Facts:
         """Inverse of `as_json`, for what JSON made of it: keys are text, tuples lists. Raises TypeError, ValueError."""
         whole = {key: {int(name): count for name, count in tree[key].items()} for key in ("lengths", "widths")}
         pairs = {key: {name: tuple(each) for name, each in tree[key].items()} for key in ("reasons", "put_aside")}
-        return cls(**{**tree, **whole, **pairs})
+        sizes = {what: tuple(three) for what, three in tree["sizes"].items()}
+        return cls(**{**tree, **whole, **pairs, "sizes": sizes})
 
     def table(self) -> Iterator[str]:
         """The lines of the table."""

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import sqlite3
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +84,20 @@ class OwnImages:
         section, count = self._section, self._config.data.count(split)
         kind = label_type(Alphabet(section.characters).classes)
         return Shape(count, section.channels, section.height, section.widest, section.longest, kind).file_bytes
+
+    def findings(self, folder: Path, bad_images: Path) -> list[str]:
+        """What was found in the images. Writes those that are left out to the file `bad_images`, if there are any.
+
+        The catalog is read from the cache; without it, nothing is said.
+        """
+        try:
+            with closing(Catalog(catalog_path(str(self._section.digest), folder))) as catalog:
+                facts = Facts.from_json(catalog.facts)
+                if facts.reasons or facts.put_aside:
+                    catalog.write_bad_images(bad_images)
+        except (sqlite3.Error, ValueError, TypeError, KeyError):
+            return []
+        return list(facts.table())
 
     def fresh(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError("only drawn images are endless")
@@ -187,13 +202,14 @@ class Look:
                 section = self._with_widths(catalog, reader)
                 self._decode(catalog, reader, section, spool, rows)
                 facts = self._judge(catalog, section, reader, rows, composed, limits)
-                if facts.reasons and self._bad_images is not None:
+                if self._bad_images is not None and facts.bad:
                     catalog.write_bad_images(self._bad_images)
                 if not self.stops(facts):
                     _check_usable(facts)
                 if spool is not None and not self.stops(facts):
                     self._write_pools(catalog, section, facts, spool)
                     final = catalog_path(facts.settings["digest"], self._folder)
+                    catalog.set_facts(facts.as_json())
                     catalog.commit()
             if spool is not None and not self.stops(facts):
                 share(catalog_file, self._folder)
@@ -420,9 +436,10 @@ def choose_widths(wanted: list[int], fit: str) -> tuple[int, ...]:
     elif widest <= _ALIKE * narrow:
         chosen = {widest}
     else:
-        chosen = {widest, *(width for width in (half, most) if width * _WORTH_A_POOL < widest)}
-        if half * _WORTH_A_POOL > most:
-            chosen.discard(half)
+        chosen = {widest}
+        for width in (most, half):
+            if width * _WORTH_A_POOL < min(chosen):
+                chosen.add(width)
     return tuple(sorted({min(4096, -(-width // 8) * 8) for width in chosen}))
 
 

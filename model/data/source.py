@@ -25,6 +25,9 @@ class Source(Protocol):
     def file_bytes(self, split: Split) -> int:
         """The size of the split's pools on the disk, at most."""
 
+    def findings(self, folder: Path, bad_images: Path) -> list[str]:
+        """Lines about the images of a user. Lists those that can't be used in the CSV file `bad_images`."""
+
     def fresh(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """An image of an endless training set, uint8 (C, H, W), and its label (L,)."""
 

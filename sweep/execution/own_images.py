@@ -41,7 +41,7 @@ def look_at(config: SweepConfig, pools: Path, options: argparse.Namespace) -> Sw
                 lambda done, total: bar.update(task, completed=done, total=total),
                 steps=steps,
                 limits=limits,
-                bad_images=bad_images,
+                bad_images=bad_images if absolute.bad == "stop" else None,
             )
         except ValueError as error:
             raise ConfigError([str(error)]) from None

@@ -117,7 +117,8 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
         raise ConfigError(["--retry-failed: needs --resume FOLDER"])
     if options.images is not None:
         settings["images.path"] = options.images
-        source = OWN_IMAGES if options.config == QUICKSTART else options.config
+        if options.config == QUICKSTART:
+            source = options.config = OWN_IMAGES
     if options.trials is not None:
         if not 1 <= options.trials < 2**31:
             raise ConfigError([f"--trials must be at least 1 and below {2**31}, got {options.trials}"])

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.data.catalog import BAD_IMAGES
 from model.data.pools import ensure_pools
+from model.data.source import source_of
 from model.data.workers import another_main_module
 from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming, layout
@@ -127,6 +129,8 @@ class Sweep:
         terminal.header(root / "sweep.yaml" if options.resume else options.config, self.machine, self.allotment)
         if (other := machine_file.keep(root / "machine.json", self.machine)) is not None:
             terminal.say(other, at=0)
+        for line in source_of(self.config).findings(self.workplace.pools, root / BAD_IMAGES):
+            logging.getLogger("sweep").info(line)
         if options.tensorboard:
             self.board = TensorBoard(root / "tensorboard", terminal.serves, terminal.serves_no_more)
             self.closing.callback(self.board.close)

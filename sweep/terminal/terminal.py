@@ -101,9 +101,9 @@ class Terminal:
             self._progress = None
 
     def rendered(self, done: int, total: int) -> None:
-        """Shows the progress of rendering the image pools."""
+        """Shows the progress of preparing the image pools."""
         if done == 0:
-            self.say(f"rendering {total:,} captchas; the next sweep with this config finds them")
+            self.say(f"preparing {total:,} images; the next sweep with this config finds them")
             self.live("images", total)
         if self._progress is not None:
             self._progress.update(self._task, completed=done, description=f"{done:,} of {total:,} images")
