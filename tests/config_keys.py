@@ -40,7 +40,10 @@ def rows() -> dict[str, tuple[str, str]]:
 def _keys(section: Json, above: str, tag: str) -> Iterator[tuple[str, str, str, str]]:
     """Path, the choice it belongs to, type and default."""
     for name, field in section["properties"].items():
-        path, default = f"{above}{name}", field.get("default", "required")
+        path, default = (
+            f"{above}{name}",
+            field.get("default", "required" if name in section.get("required", ()) else "computed"),
+        )
         below = [_resolved(member) for member in field.get("oneOf", field.get("anyOf", [field]))]
         sections = [member for member in below if "properties" in member]
         if len(sections) > 1:
@@ -87,7 +90,7 @@ def _one_of(values: list[str]) -> str:
 
 
 def _written(default: Any) -> str:
-    if default == "required":
+    if default in ("required", "computed"):
         return default
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 

@@ -12,6 +12,7 @@ from model.data.captchas import check_characters
 from sweep.config import ConfigError, Parameter, load, parse_settings, split_at_commas
 from sweep.run import main
 from tests.conftest import QUICKSTART, REPOSITORY
+from tests.test_own_images import CODES, folder_of
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
@@ -34,7 +35,7 @@ BROKEN_VALUES = [
     ("schedule.name=cosin", ["schedule.name must be one of", "'cosine'", "got 'cosin'"]),
     ("search.searcher=bayes", ["search.searcher must be 'tpe', ", "got 'bayes'"]),
     ("search.early_stopping=hyperband", ["search.early_stopping.name", "'hyperband'", "'asha'"]),
-    ("captcha.length=9", ["--set: network.pools", "T = 12", "17"]),
+    ("captcha.length=13", ["--set: network.pools", "T = 24", "25"]),
     ("captcha.length=x", ["captcha.length must be a whole number or a list, got 'x'"]),
     ("captcha.length=[0, 4]", ["--set: captcha.length.0 must be at least 1, got 0\n"]),
     ("captcha.characters=aa", ["captcha.characters", "'aa'", "different"]),
@@ -267,7 +268,10 @@ def test_every_config_loads_repeats_itself_and_dry_runs(
     config = load(file)
     (tmp_path / "again.yaml").write_text(config.yaml)
     assert load(tmp_path / "again.yaml") == config
-    assert main(["--config", str(file), "--dry-run", "--output-dir", str(tmp_path / "runs")]) == 0
+    drawn = config.captcha is not None
+    options = ["--dry-run", "--output-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]
+    options += [] if drawn else ["--images", str(folder_of(CODES, tmp_path / "images"))]
+    assert main(["--config", str(file), *options]) == 0
     printed = capsys.readouterr().out
     assert "optimizer.lr" in printed
     assert "0000_lr=" in printed

@@ -1,6 +1,6 @@
 """The config section `network`: the recogniser's layers."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,18 +13,27 @@ Kernel = Annotated[int, Field(ge=1, le=31)]
 Window = Annotated[int, Field(ge=1, le=64)]
 
 
+def _usual_pools(data: dict[str, Any]) -> tuple[int | tuple[int, int], ...]:
+    """The default of `pools` for the blocks of the other keys."""
+    blocks = len(data.get("channels", ()))
+    pools: tuple[int | tuple[int, int], ...] = (2, 2, *((2, 1) for _ in range(2, blocks)))
+    return pools[:blocks]
+
+
 class NetworkConfig(Section):
     """Convolutional blocks, then an encoder. A block is `layers` × (convolution, batch-norm, ReLU) and a max-pool.
 
     `layers` and `kernels` are one number for all blocks or one per block; `pools` are one number or (height, width) per
-    block. Early in training, CTC networks output only blanks: `initialization: orthogonal` with `standardize` leaves
+    block. By default two blocks halve the width, so that a time step is four pixels wide, and all halve the height.
+
+    Early in training, CTC networks output only blanks: `initialization: orthogonal` with `standardize` leaves
     this plateau soonest. `torch` without `standardize` is what the original notebook does (configs/captcha_break.yaml).
     """
 
     channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=32)] = (16, 32, 48, 64, 64)
     layers: Layers | tuple[Layers, ...] = 1
     kernels: Kernel | tuple[Kernel, ...] = 3
-    pools: tuple[Window | tuple[Window, Window], ...] = (2, 2, 2, (2, 1), (2, 1))
+    pools: tuple[Window | tuple[Window, Window], ...] = Field(default_factory=_usual_pools)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     encoder: Annotated[AnyEncoder, Tagged("lstm")] = LstmEncoder()
     initialization: Literal["orthogonal", "torch"] = "orthogonal"

@@ -1,0 +1,133 @@
+"""Sweeps on a user's own images, from the folder to the report."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model.predict import main as predict
+from sweep.config import load
+from sweep.report import main as report
+from sweep.run import main
+from tests.processes import sets
+from tests.test_own_images import draw
+
+QUICK = {
+    "network.channels": [8, 8],
+    "network.encoder.size": 16,
+    "training.batch_size": 16,
+    "training.epochs": 2,
+    "search.trials": 2,
+    "search.early_stopping": "none",
+    "confirm": "{top: 1, seeds: 1}",
+}
+TEXTS = [f"{(37 * number) % 97:02}/é 字"[: 2 + number % 5] for number in range(150)]
+
+
+def images_in(folder: Path) -> Path:
+    """150 images of three widths with a table, whose texts have a space, a slash and Chinese."""
+    folder.mkdir(parents=True)
+    with (folder / "labels.tsv").open("w", encoding="utf-8") as file:
+        for number, text in enumerate(TEXTS):
+            size = (40 + 30 * (number % 3), 32)
+            draw(text.encode("ascii", "replace").decode(), size, number).save(folder / f"{number}.png")
+            file.write(f"{number}.png\t{text}\n")
+    return folder
+
+
+def run(folder: Path, outputs: Path, *arguments: str) -> int:
+    options = ["--local", "--quiet", "--output-dir", str(outputs), "--cache-dir", str(outputs / "cache")]
+    return main(["--images", str(folder), *options, *sets(QUICK), *arguments])
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished sweep and its images."""
+    base = tmp_path_factory.mktemp("own")
+    folder = images_in(base / "images")
+    assert run(folder, base / "runs", "--name", "r") == 0
+    return base / "runs" / "r", folder
+
+
+def test_what_follows_from_the_images_is_in_its_config(swept: tuple[Path, Path]) -> None:
+    config = load(swept[0] / "sweep.yaml")
+    assert config.captcha is None
+    assert config.images is not None
+    assert config.images.path == str(swept[1])
+    assert set(" /é字") < set(config.images.characters)
+    assert config.images.longest == 6
+    assert config.data.train_images + config.data.valid_images + config.data.test_images == 150
+    assert config.time_steps >= 5 * 6
+    assert config.training.epochs == 2  # given, not chosen
+
+
+def test_it_ends_with_a_confirmed_winner_pictures_and_a_report(swept: tuple[Path, Path]) -> None:
+    root, _ = swept
+    with (root / "leaderboard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["completed"] * 3
+    assert any(row["test_error_rate"] for row in rows)
+    page = (root / "report.html").read_text()
+    assert "data:image/png" in page
+    assert "字" in page
+
+
+def test_its_winner_reads_images_of_any_size(swept: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root, folder = swept
+    assert predict([str(root / "best.pt"), str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 150
+
+
+def test_its_config_repeats_it(swept: tuple[Path, Path]) -> None:
+    root, _ = swept
+    outputs = root.parent
+    options = ["--local", "--quiet", "--output-dir", str(outputs), "--cache-dir", str(outputs / "cache")]
+    assert main(["--config", str(root / "sweep.yaml"), "--name", "again", *options]) == 0
+    errors = [
+        [row["loss"] for row in csv.DictReader((outputs / name / "leaderboard.csv").open(newline=""))]
+        for name in ("r", "again")
+    ]
+    assert errors[0] == errors[1]
+
+
+def test_it_goes_on_without_its_folder_until_the_cache_is_gone_too(
+    swept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(swept[0].parent, tmp_path / "runs")) / "r"
+    away = swept[1].rename(swept[1].with_name("away"))
+    options = ["--resume", str(root), "--local", "--cache-dir", str(tmp_path / "runs" / "cache")]
+    try:
+        assert main([*options, "--trials", "3"]) == 0
+        shutil.rmtree(tmp_path / "runs" / "cache")
+        assert main([*options, "--trials", "4"]) == 130
+        assert "the images must be converted again, but images.path must be" in capsys.readouterr().out
+        images_in(swept[1])
+        draw("00", noise=77).save(swept[1] / "5.png")
+        assert main([*options, "--trials", "4"]) == 130
+        assert "have changed since" in capsys.readouterr().out
+        draw("37"[:2], (40 + 30 * (1 % 3), 32), 1).save(swept[1] / "5.png")
+    finally:
+        shutil.rmtree(swept[1], ignore_errors=True)
+        away.rename(swept[1])
+    assert main([*options, "--trials", "4"]) == 0
+    assert report([str(root)]) == 0
+
+
+def test_images_that_cannot_be_used_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = images_in(tmp_path / "images")
+    (folder / "labels.tsv").write_text((folder / "labels.tsv").read_text() + "gone.png\t12\n")
+    assert run(folder, tmp_path / "runs", "--name", "r") == 2
+    assert "images.bad must be skip to leave out 1 of 151 images" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "r").exists()
+    assert "gone.png" in (tmp_path / "runs" / "bad_images.csv").read_text()
+    assert run(folder, tmp_path / "runs", "--name", "r", "--set", "images.bad=skip") == 0
+    assert "gone.png" in (tmp_path / "runs" / "r" / "bad_images.csv").read_text()
+    assert "missing file" in (tmp_path / "runs" / "r" / "sweep.log").read_text()
+
+
+def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "nowhere", tmp_path / "runs") == 2
+    assert "images.path must be" in capsys.readouterr().err
