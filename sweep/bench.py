@@ -6,13 +6,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from model.system.files import replace_file
 from model.system.streams import forgiving_streams
+from sweep.benchmark.conversion import Conversion
 from sweep.config import QUICKSTART, ConfigError, blaming, load, parse_settings
+from sweep.machine.cpus import usable_cpus
 
 
 @forgiving_streams()
@@ -21,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--config", type=Path, default=QUICKSTART, help="YAML (default configs/quickstart.yaml)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, network.encoder.size=128")
+    add("--images", metavar="FOLDER", help="measure instead how fast these images of your own are converted")
     add("--sweep", action="store_true", help="also a whole sweep against the same written plainly; takes minutes")
     add("--output", type=Path, default=Path("bench.json"), metavar="FILE", help="default bench.json")
     options = parser.parse_args(arguments)
@@ -28,8 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse_settings("--set", options.set)
         config = load(options.config, settings)
+        if config.captcha is None and options.images is None:
+            raise ConfigError(
+                ["captcha must be there to measure trials, got own images: --images FOLDER measures those"]
+            )
         if not options.output.absolute().parent.is_dir():
             raise ConfigError([f"--output: must lie in a folder that is there, got {str(options.output)!r}"])
+        if options.images is not None:
+            conversion = Conversion(options.images, usable_cpus())
+            console.print(f"measuring the conversion of {options.images} …", style="dim")
+            conversion.measure()
+            return _show(options.images, conversion.figures, conversion.rows, options.output, console)
         console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
         # Imported here: the processes that render import this file again, and torch would cost each of them seconds.
         from sweep.benchmark.measure import Benchmark
@@ -43,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, measure in parts:
                 console.print(f"measuring {name} …", style="dim")
                 measure()
-    except ConfigError as error:
+    except ValueError as error:  # a ConfigError, or images that can't be used
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -52,15 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    replace_file(options.output, (json.dumps(benchmark.figures, indent=2) + "\n").encode())
+    return _show(options.config.name, benchmark.figures, benchmark.rows, options.output, console)
+
+
+def _show(
+    subject: str, figures: dict[str, Any], rows: Sequence[tuple[str, str, str]], output: Path, console: Console
+) -> int:
+    """Writes the figures and prints the table. Returns the exit code."""
+    replace_file(output, (json.dumps(figures, indent=2) + "\n").encode())
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in (f"{options.config.name} on {benchmark.figures['device']}", "", ""):
+    for column in (f"{subject} on {figures['device']}", "", ""):
         table.add_column(column)
-    for row in benchmark.rows:
+    for row in rows:
         table.add_row(*row)
     width = None if console.is_terminal else 160
     Console(highlight=False, markup=False, emoji=False, width=width).print(table)
-    print(f"\nfigures in {options.output}; ratios are medians (least … most)")
+    print(f"\nfigures in {output}; ratios are medians (least … most)")
     return 0
 
 

@@ -20,6 +20,7 @@ from sweep.run import main as run_sweep
 from tests import config_keys, ground_truth, replay
 from tests.conftest import REPOSITORY
 from tests.processes import TINY, sets
+from tests.test_own_images import CODES, folder_of
 
 DOCUMENTS = [
     REPOSITORY / name
@@ -99,6 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "runs" / "alone").mkdir()
     (root / "runs" / "alone" / "best.pt").write_bytes((root / "runs" / "NAME" / "best.pt").read_bytes())
     assert draw_samples([str(root / "samples"), "--count", "2"]) == 0
+    folder_of(CODES, root / "FOLDER")
     return root
 
 
@@ -111,7 +113,7 @@ def python(command: str, *more: str) -> int:
 
 def dry(command: str, captured: pytest.CaptureFixture[str]) -> None:
     """A search: all but the search itself."""
-    assert python(command, "--dry-run") == 0
+    assert python(command, "--dry-run", "--cache-dir", "runs/cache") == 0
     assert "trials over" in captured.readouterr().out
 
 
@@ -194,7 +196,7 @@ WAYS: list[tuple[str, Way, list[Any]]] = [
     (r"\S*python -m sweep\.run .*--resume", resumed, []),
     (r"\S*python -m sweep\.run\b", dry, []),
     (r"\S*python -m sweep\.bench\b", refused, []),
-    (r"\S*python -m (sweep\.report|model\.captchas|model\.predict) ", done, []),
+    (r"\S*python -m (sweep\.report|model\.captchas|model\.images|model\.predict) ", done, []),
     (r"\S*python -m tests\.replay$", replayed, []),
     (r"\S*python -m tests\.ground_truth ", recorded, []),
     (r"\S*python -m tests\.config_keys$", keys_printed, []),
@@ -235,7 +237,14 @@ def test_the_commands_that_no_test_runs_are_in_a_document_and_ci_runs_those_that
 
 
 def test_git_ignores_what_the_documented_commands_leave() -> None:
-    left = ["runs/NAME/sweep.yaml", "bench.json", "samples/0123_0.png", ".ci/screenshots/page.png", ".venv/bin/python"]
+    left = [
+        "runs/NAME/sweep.yaml",
+        "bench.json",
+        "bad_images.csv",
+        "samples/0123_0.png",
+        ".ci/screenshots/page.png",
+        ".venv/bin/python",
+    ]
     for path in left:
         ignored = subprocess.run(["git", "check-ignore", "--no-index", "-q", path], cwd=REPOSITORY, check=False)
         assert ignored.returncode == 0, path
@@ -243,12 +252,13 @@ def test_git_ignores_what_the_documented_commands_leave() -> None:
 
 @pytest.mark.slow  # the processes that render import the example, and with it torch
 def test_the_code_in_models_document_trains_and_reads(folder: Path, tmp_path: Path) -> None:
-    train, read = blocks(REPOSITORY / "model" / "README.md", "python")
+    train, look, read = blocks(REPOSITORY / "model" / "README.md", "python")
     small = train.replace("4_000", "64").replace("1_000", "16").replace('"epochs": 6', '"epochs": 2')
     assert small.count("64") == 1
-    (tmp_path / "samples").symlink_to(folder / "samples")
+    for name in ("samples", "FOLDER"):
+        (tmp_path / name).symlink_to(folder / name)
     printed = []
-    for name, code in (("train.py", small), ("read.py", read)):
+    for name, code in (("train.py", small), ("read.py", read), ("look.py", look)):
         (tmp_path / name).write_text(code)
         environment = {"PYTHONPATH": str(REPOSITORY), "PATH": ""}
         command = [sys.executable, name]
@@ -256,6 +266,7 @@ def test_the_code_in_models_document_trains_and_reads(folder: Path, tmp_path: Pa
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.splitlines())
     assert [line.partition(":")[0] for line in printed[0]] == ["epoch 1", "epoch 2"]
+    assert printed[2][1].startswith("images: ")
     assert {line.split()[0] for line in printed[1]} == {path.name for path in (folder / "samples").iterdir()}
 
 

@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,18 +91,19 @@ def to_color(image: Image.Image, channels: int) -> Image.Image:
         image = _to_8_bits(image)
     elif image.has_transparency_data:
         image = _on_white(image)
-    if image.mode != "L":
+    if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")  # also for 1 channel: Pillow can convert LAB to RGB only
-    return _without_dither(image.convert("L" if channels == 1 else "RGB"))
+    wanted = "L" if channels == 1 else "RGB"
+    return _without_dither(image if image.mode == wanted else image.convert(wanted))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Rotates and mirrors the image as its EXIF orientation says."""
     image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data; the pixels have been read by `load`
-        return image
+    with suppress(Exception):  # damaged EXIF data; the pixels have been read by `load`
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without this, each image would be copied
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -32,11 +32,17 @@ def prepare(image: Image.Image, section: ImageSection) -> Prepared:
         # BOX averages the pixels that a new one covers. It would repeat pixels where an image grows.
         method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
         image = image.resize((width, section.height), method)
-    pixels = to_array(image)
     padded = next(each for each in section.all_widths if each >= width)
-    if padded > width:
-        pixels = np.pad(pixels, ((0, 0), (0, 0), (0, padded - width)), mode="edge")
-    return Prepared(pixels, width)
+    return Prepared(pad(to_array(image), padded), width)
+
+
+def pad(pixels: np.ndarray, width: int) -> np.ndarray:
+    """Pads an image (C, H, W) on the right to a width by repeating its last column. NumPy's `pad` takes ten times as
+    long for images this small."""
+    padded = np.empty((*pixels.shape[:2], width), pixels.dtype)
+    padded[:, :, : pixels.shape[2]] = pixels
+    padded[:, :, pixels.shape[2] :] = pixels[:, :, -1:]
+    return padded
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.config import TrialConfig
 from model.data.alphabet import Alphabet
 from model.data.image_files import SUFFIXES, read_image, to_color
-from model.data.preparation import Prepared, prepare
+from model.data.preparation import Prepared, pad, prepare
 from model.network import ctc
 from model.network.crnn import CRNN
 from model.system.files import reason
@@ -86,7 +86,7 @@ class Recognizer:
 def stacked(images: Sequence[Prepared]) -> tuple[Tensor, Tensor | None]:
     """Images as a batch for `Recognizer.read`: (N, C, H, W), and the widths without padding, None if none is padded."""
     widest = max(image.pixels.shape[2] for image in images)
-    pixels = [np.pad(image.pixels, ((0, 0), (0, 0), (0, widest - image.pixels.shape[2])), "edge") for image in images]
+    pixels = [pad(image.pixels, widest) for image in images]
     widths = torch.tensor([image.width for image in images])
     return torch.from_numpy(np.stack(pixels)), None if (widths == widest).all() else widths
 
