@@ -273,6 +273,10 @@ class _Rating(NamedTuple):
     root: str = ""
     suffix: str = ""
 
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        return (self.there > 0 and self.called > 0.5, self.there, self.called)
+
 
 def _folders_in(folder: str) -> list[str]:
     try:
@@ -361,7 +365,7 @@ def _columns(
             ratings[index] = _rate(search, table, index, sample)
             if ratings[index].there == 1:
                 break
-        best = max(ratings, key=lambda index: ratings[index][:2], default=None)  # the first of equals
+        best = max(ratings, key=lambda index: ratings[index].order, default=None)  # the first of equals
         if best is None or (ratings[best][:2] == (0, 0) and _known(columns[best]) not in order):
             raise NoTable(
                 f"images.file_column must name the column of the images' files, one of {_list(columns)}: "
