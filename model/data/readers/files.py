@@ -107,7 +107,7 @@ class Folder:
                             continue
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(entry.name)
-                        elif entry.is_symlink() and entry.is_dir():
+                        elif entry.is_symlink() and os.path.isdir(entry.path):  # entry.is_dir raises for some
                             if not os.path.realpath(entry.path).startswith(self._start):
                                 links.append(entry.name)
                         else:

@@ -275,13 +275,16 @@ class _Rating(NamedTuple):
 
     @property
     def order(self) -> tuple[bool, float, float]:
-        return (self.there > 0 and self.called > 0.5, self.there, self.called)
+        """The larger, the more likely names are; those that exist as they are written come first."""
+        return (self.there > 0 and not self.suffix, self.there, self.called)
 
 
 def _folders_in(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            folders = (entry.path for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+            folders = (
+                entry.path for entry in entries if not is_hidden(entry.name) and entry.is_dir(follow_symlinks=False)
+            )
             return sorted(islice(folders, _FOLDERS))
     except OSError:
         return []
@@ -493,6 +496,6 @@ def _tables_in(folder: str, wanted: str) -> list[str]:
         "jsonl": records.JSON_SUFFIXES,
     }.get(wanted, set(records.TEXT_SUFFIXES))
     with os.scandir(folder) as entries:
-        names = (entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file())
-        tables = (name for name in names if suffix_of(name) in suffixes and not name.endswith(".gt.txt"))
-        return sorted(islice(tables, _TABLES))
+        fitting = (entry for entry in entries if suffix_of(entry.name) in suffixes and not is_hidden(entry.name))
+        files = (entry.name for entry in fitting if os.path.isfile(entry.path))  # entry.is_file raises for some links
+        return sorted(islice((name for name in files if not name.endswith(".gt.txt")), _TABLES))
