@@ -166,6 +166,20 @@ def test_lmdb_stays_closed_between_rows_so_that_processes_may_be_forked(tmp_path
         reader(tmp_path)
 
 
+def test_many_files_of_text_are_no_tables(tmp_path: Path) -> None:
+    images(tmp_path, [f"AB_{n}.png" for n in range(30)] + ["x\\y_1.png"])
+    for n in range(30):
+        (tmp_path / f"AB_{n}.txt").write_text(f"AB_{n}.png other\n")
+    assert {row.text for row in rows_of_any_name(tmp_path)} == {"AB", "x\\y"}
+
+
+def rows_of_any_name(path: Path) -> list[Any]:
+    source = reader(path)
+    found = list(source.rows())
+    assert all(isinstance(content, bytes) for content in source.read([row.name for row in found]))
+    return found
+
+
 SENTENCES = [
     ({}, {}, "images.path has no images"),
     ({"notes.txt": "a b\nc d\n"}, {}, "images.path has no images"),

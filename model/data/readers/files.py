@@ -51,14 +51,19 @@ class Folder:
 
     def find(self, name: str, root: str = "") -> File:
         """Looks up a file by a path that is absolute or relative to `root` (by default this folder)."""
-        path = os.path.join(root or self._real, name)
-        if "/." in path or "//" in path or os.sep != "/":
-            path = os.path.normpath(path)
+        if os.sep != "/" or name.startswith("/"):
+            path = os.path.normpath(os.path.join(root or self._real, name))
+        else:
+            path = f"{root or self._real}/{name}"  # faster
+            if "/." in path or "//" in path:
+                path = os.path.normpath(path)
         if not path.startswith(self._start):
             if not path.startswith(os.path.join(self.path, "")):
                 return File(name, 0, 0, OUTSIDE)
             path = self._real + path[len(self.path) :]
-        relative = path[len(self._start) :].replace(os.sep, "/")
+        relative = path[len(self._start) :]
+        if os.sep != "/":
+            relative = relative.replace(os.sep, "/")
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
