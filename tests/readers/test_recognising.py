@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +226,15 @@ def test_a_path_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"^images\.path must be a folder or a table \("):
         reader(tmp_path / "images.zip")
+
+
+def test_readers_load_torch_never_and_pyarrow_and_lmdb_where_needed(tmp_path: Path) -> None:
+    images(tmp_path, ["AB_1.png"])
+    code = (
+        "import sys; from model.config.images import ImagesConfig; from model.data.readers import recognise;"
+        "print(*[row.text for row in recognise(ImagesConfig(path=sys.argv[1])).rows()], *sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    first, *loaded = run.stdout.split()
+    assert first == "AB"
+    assert {"torch", "sweep", "ruamel", "pyarrow", "lmdb"}.isdisjoint(name.partition(".")[0] for name in loaded)
