@@ -15,11 +15,11 @@ import os
 
 from model.config.images import ImagesConfig
 from model.config.section import shown
-from model.data.readers.files import suffix_of
+from model.data.readers.files import Folder, below, suffix_of
 from model.data.readers.lmdb_reader import lmdb_in
 from model.data.readers.names import names_in
 from model.data.readers.row import Reader, Row
-from model.data.readers.sidecar import sidecar_in
+from model.data.readers.sidecar import SidecarReader, has_sidecar
 from model.data.readers.table import find_tables, table_in
 from model.system.files import reason
 
@@ -46,14 +46,28 @@ def recognise(section: ImagesConfig) -> Reader:
         raise ValueError(f"images.path can't be read: {reason(error)}: {shown(section.path)}") from None
     table, is_there, problem = find_tables(section, path) if tried[0] in _TABLES else (None, False, None)
     reader: Reader | None = table if is_there else None
-    if reader is None and "sidecar" in tried:
-        reader = sidecar_in(section, path)
-    if reader is None and "lmdb" in tried:
-        reader = lmdb_in(section, path)
+    if reader is None and not {"sidecar", "lmdb"}.isdisjoint(tried):
+        reader = _sidecar_or_lmdb(section, path, tried)
     reader = reader or table
     if reader is None and (problem or "names" not in tried):
         raise ValueError(problem or f"images.path has no {tried[0]} of images: {shown(section.path)}")
     return reader or names_in(section, path)
+
+
+def _sidecar_or_lmdb(section: ImagesConfig, folder: str, tried: tuple[str, ...]) -> Reader | None:
+    """Walks through the folder once. Raises ValueError if there is neither and one of them was asked for."""
+    groups = section.group == "folder"
+    databases: list[str] = []
+    for where, names, _ in Folder(folder).walk():
+        if "sidecar" in tried and has_sidecar(names):
+            return SidecarReader(folder, groups)
+        databases += [below(where, name) for name in names if name == "data.mdb"]
+    if "lmdb" in tried and databases:
+        return lmdb_in(folder, databases, groups)
+    if len(tried) == 1:
+        wanted = "image has a .gt.txt beside it" if tried == ("sidecar",) else "data.mdb is there"
+        raise ValueError(f"images.format must fit the images, but no {wanted} in {shown(section.path)}")
+    return None
 
 
 def _formats(section: ImagesConfig) -> tuple[str, ...]:
@@ -77,12 +91,11 @@ def _formats(section: ImagesConfig) -> tuple[str, ...]:
 def _of_file(section: ImagesConfig, path: str, tried: tuple[str, ...]) -> Reader:
     if not os.path.isfile(path):
         raise ValueError(f"images.path must be a folder or a table that is there, got {shown(section.path)}")
+    folder, name = os.path.split(path)
+    if tried == ("lmdb",) or (len(tried) > 1 and suffix_of(path) in (".mdb", ".lmdb")):
+        return lmdb_in(folder, [name], section.group == "folder")
     if tried[0] not in _TABLES:
-        if tried[0] == "lmdb" and (reader := lmdb_in(section, path)) is not None:
-            return reader
         raise ValueError(
             f"images.path must be a folder for texts in names and beside images, got {shown(section.path)}"
         )
-    if len(tried) > 1 and suffix_of(path) in (".mdb", ".lmdb") and (reader := lmdb_in(section, path)) is not None:
-        return reader
-    return table_in(section, path, os.path.dirname(path), was_found=False)[0]
+    return table_in(section, path, folder, was_found=False)[0]

@@ -46,25 +46,31 @@ class Folder:
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         self._real = os.path.realpath(path)
+        self._start = os.path.join(self._real, "")  # what the paths of all files in the folder begin with
         self._is_inside: dict[str, bool] = {}
 
     def find(self, name: str, root: str = "") -> File:
         """Looks up a file by a path that is absolute or relative to `root` (by default this folder)."""
-        path = os.path.join(root or self._real, name)
-        if "/." in path or "//" in path or os.sep != "/":
-            path = os.path.normpath(path)
-        if not self._holds(path):
+        if os.sep != "/" or name.startswith("/"):
+            path = os.path.normpath(os.path.join(root or self._real, name))
+        else:
+            path = f"{root or self._real}/{name}"  # faster
+            if "/." in path or "//" in path:
+                path = os.path.normpath(path)
+        if not path.startswith(self._start):
             if not path.startswith(os.path.join(self.path, "")):
                 return File(name, 0, 0, OUTSIDE)
             path = self._real + path[len(self.path) :]
-        relative = path[len(os.path.join(self._real, "")) :].replace(os.sep, "/")
+        relative = path[len(self._start) :]
+        if os.sep != "/":
+            relative = relative.replace(os.sep, "/")
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
-                if not self._holds(os.path.realpath(path)):
+                if not os.path.realpath(path).startswith(self._start):
                     return File(relative, 0, 0, OUTSIDE)
                 status = os.stat(path)
-            elif not self._parent_is_inside(os.path.dirname(path)):
+            elif not self._parent_is_inside(path.rpartition(os.sep)[0]):
                 return File(relative, 0, 0, OUTSIDE)
         except (FileNotFoundError, NotADirectoryError):
             return File(relative, 0, 0, MISSING)
@@ -106,8 +112,8 @@ class Folder:
                             continue
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(entry.name)
-                        elif entry.is_symlink() and entry.is_dir():
-                            if not self._holds(os.path.realpath(entry.path)):
+                        elif entry.is_symlink() and os.path.isdir(entry.path):  # entry.is_dir raises for some
+                            if not os.path.realpath(entry.path).startswith(self._start):
                                 links.append(entry.name)
                         else:
                             files.append(entry.name)
@@ -128,16 +134,13 @@ class Folder:
             for name in links:
                 yield File(below(folder, name), 0, 0, OUTSIDE if name else "the folder can't be read")
 
-    def _holds(self, path: str) -> bool:
-        return path.startswith(os.path.join(self._real, ""))
-
     def _parent_is_inside(self, parent: str) -> bool:
         known = self._is_inside.get(parent)
         if known is None:
             if len(self._is_inside) >= _PARENTS:
                 self._is_inside.clear()
             real = os.path.realpath(parent)
-            known = self._is_inside[parent] = real == self._real or self._holds(real)
+            known = self._is_inside[parent] = os.path.join(real, "").startswith(self._start)
         return known
 
 

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from model.config.images import ImagesConfig
 from model.config.section import shown
-from model.data.readers.files import Folder, below, suffix_of
-from model.data.readers.row import EMPTY, OUTSIDE, Row, printable, split_of
+from model.data.readers.files import Folder, below
+from model.data.readers.row import EMPTY, Row, printable, split_of
 from model.system.files import reason
 
 _ROWS, _IMAGES = 1000, 32  # how many are read at once
@@ -117,31 +116,21 @@ def opened(path: str) -> Iterator[tuple[Any, Any]]:
             yield environment, transaction
 
 
-def lmdb_in(section: ImagesConfig, path: str) -> LmdbReader | None:
-    """Returns a reader if the path, or a folder in it, has an LMDB file with a number of samples."""
-    groups = section.group == "folder"
-    if os.path.isfile(path):
-        folder, name = os.path.split(path)
-        files = [name]
-    else:
-        folder = path
-        search = Folder(path)
-        files = [below(where, name) for where, names, _ in search.walk() for name in names if name == "data.mdb"]
-        files = [file for file in files if search.find(file).problem != OUTSIDE]
-    problem = "there is no data.mdb"
-    usable = []
+def lmdb_in(folder: str, files: Sequence[str], groups_by_folder: bool) -> LmdbReader:
+    """Opens LMDB files to look whether there is a number of samples. Raises ValueError if there is none in any."""
+    search = Folder(folder)
+    problems: list[str] = []
+    usable: list[str] = []
     for file in files:
-        try:
-            with opened(os.path.join(folder, file)) as (_, transaction):
-                if transaction.get(_COUNT) is None:
-                    problem = f"{file} has no key num-samples"
-                else:
-                    usable.append(file)
-        except Exception as error:
-            problem = f"{file} can't be read: {reason(error)}"
-            usable.append(file)
-    if usable and not problem.endswith("num-samples"):
-        return LmdbReader(folder, tuple(usable), groups)
-    if section.format == "lmdb" or suffix_of(path) == ".mdb":
-        raise ValueError(f"images.format must fit the images, but {problem} in {shown(path)}")
-    return None
+        if (problem := search.find(file).problem) is None:
+            try:
+                with opened(os.path.join(folder, file)) as (_, transaction):
+                    problem = None if transaction.get(_COUNT) is not None else "it has no key num-samples"
+            except Exception as error:  # lmdb's own errors
+                problem = reason(error)
+        (usable if problem is None else problems).append(
+            file if problem is None else f"{file} can't be read: {problem}"
+        )
+    if problems:
+        raise ValueError(f"images.path must have LMDB files with images, but {problems[0]}: {shown(folder)}")
+    return LmdbReader(folder, tuple(usable), groups_by_folder)

@@ -79,7 +79,7 @@ def lines(path: str) -> Iterator[tuple[int, str, str | None]]:
 NAMES = {"\t": "tab-separated", ",": "comma-separated", ";": "separated by semicolons", " ": "separated by spaces"}
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 _NAME_BEFORE_SPACE = re.compile(r"(.*?\.(?:png|jpe?g|jfif|bmp|gif|webp|tiff?|p[bgpn]m|jp2|ico))\s+(.*)", re.I | re.S)
-_MJSYNTH = re.compile(r"(\S*?[^/_\s]*_([^_/\s]*)_(\d+)\.jpe?g) (\d+)")
+_MJSYNTH = re.compile(r"((?:\S*/)?[^/_\s]*_([^/\s]*)_(\d+)\.jpe?g) (\d+)")
 _IAM_WORD = re.compile(r"((\w+)-(\w+)-\w+-\w+) (?:ok|err)(?: -?\d+){5} \S+ (.*)")
 _IAM_LINE = re.compile(r"((\w+)-(\w+)-\w+) (?:ok|err)(?: -?\d+){6} (.*)")
 

@@ -1,7 +1,9 @@
 """What a reader of labelled images gives: rows, one for each image, and the encoded images."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 MISSING = "missing file"
@@ -55,11 +57,20 @@ def split_called(word: str) -> str | None:
     return _SPLITS.get(word.strip().lower())
 
 
+@lru_cache
 def split_of(folder: str) -> str | None:
     """Returns the split that the topmost folder with the name of a split stands for."""
     return next((split for part in folder.split("/") if (split := split_called(part)) is not None), None)
 
 
+_UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
+
+
 def printable(name: str) -> str:
-    """A name in valid Unicode without NUL: bytes of file names that are not UTF-8 are written as \\udc…."""
-    return name.replace("\0", "\\0") if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    """A name in valid Unicode: NUL and bytes that are not UTF-8 become %00 and %E9.
+
+    Python decodes such bytes of file names to lone surrogates.
+    """
+    if name.isprintable():
+        return name
+    return _UNPRINTABLE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)

@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from model.config.images import ImagesConfig
-from model.config.section import shown
 from model.data.readers.files import Folder, below, is_image
 from model.data.readers.row import EMPTY, MISSING, Row, printable, split_of
 
@@ -82,12 +80,7 @@ def _text_of(content: bytes | str) -> tuple[str, str | None]:
     return text, None if text.strip() else EMPTY
 
 
-def sidecar_in(section: ImagesConfig, folder: str) -> SidecarReader | None:
-    """Returns a reader if there is an image with a text file beside it."""
-    for _, names, _ in Folder(folder).walk():
-        texts = {name.removesuffix(ENDING) for name in names if name.endswith(ENDING)}
-        if any(is_image(name) and stem_of(name, texts) in texts for name in names):
-            return SidecarReader(folder, section.group == "folder")
-    if section.format == "sidecar":
-        raise ValueError(f"images.format must fit the images, but no image has a {ENDING} beside it in {shown(folder)}")
-    return None
+def has_sidecar(names: Sequence[str]) -> bool:
+    """Whether one of the files in a folder is an image with a text file beside it."""
+    texts = {name.removesuffix(ENDING) for name in names if name.endswith(ENDING)}
+    return bool(texts) and any(is_image(name) and stem_of(name, texts) in texts for name in names)

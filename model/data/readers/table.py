@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from model.data.readers import records
 from model.data.readers.files import File, Folder, below, is_hidden, is_image, suffix_of
 from model.data.readers.records import Delimited, Parquet, Record, Table
 from model.data.readers.row import EMPTY, MISSING, OUTSIDE, Row, printable, split_called, split_of
+from model.data.readers.sidecar import ENDING
 from model.system.files import reason
 
 # The names of columns that EasyOCR (filename, words), fast-plate-ocr (image_path, plate_text), Hugging Face (file_name,
@@ -33,7 +35,7 @@ TEXT_COLUMNS = (
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".bmp", ".webp", ".gif")
 _SAMPLE = 100  # records that are looked at to recognise the columns
 _LONGEST_NAME = 4096
-_TABLES = 100  # files that are tried as tables
+_TABLES = 20  # more files of text are no tables, but belong to one image each
 _FOLDERS = 100  # sub-folders that are tried as the one that names are relative to
 
 
@@ -59,7 +61,7 @@ class TableReader:
     @property
     def name(self) -> str:
         """The table's path relative to the folder."""
-        return _shown(os.path.relpath(self.table.path, self.folder))
+        return printable(os.path.relpath(self.table.path, self.folder).replace(os.sep, "/"))
 
     @property
     def _embedded(self) -> str | None:
@@ -82,7 +84,7 @@ class TableReader:
         name = _at(values, self.file)
         if archive is not None:
             size, path = name or (None, None)
-            path = _shown(path or "")
+            path = path or ""
             file = File(below(f"{table}/{number}", path), size or 0, archive, None if size else "missing image")
         elif isinstance(name, str) and name.strip():
             is_found = problem is None and len(name) < _LONGEST_NAME
@@ -90,7 +92,7 @@ class TableReader:
             path = file.name
         else:
             file, path = File(f"{table}:{number}", 0, 0, f"line {number} names no image"), ""
-        parent = _shown(path).rpartition("/")[0]
+        parent = printable(path).rpartition("/")[0]
         problem = problem or file.problem or no_text or (EMPTY if not text.strip() else None)
         split, group = split_of(parent), parent if self.groups_by_folder else None
         if self.split is not None:
@@ -101,8 +103,9 @@ class TableReader:
             group = _text(_at(values, self.group))[0]
             problem = problem or ("empty group" if not group.strip() else None)
         if problem is not None:
-            return Row(_shown(file.name) or f"{table}:{number}", text, split, group, problem=problem)
-        return Row(_shown(file.name), text, split, group, file.size, file.changed)
+            name = printable(file.name.replace("\\", "/")) or f"{table}:{number}"
+            return Row(name, text, split, group, problem=problem)
+        return Row(printable(file.name), text, split, group, file.size, file.changed)
 
     def read(self, names: Sequence[str]) -> Iterator[bytes | str]:
         if self._embedded is None:
@@ -112,7 +115,7 @@ class TableReader:
         assert isinstance(self.table, Parquet)
         start = f"{self.name}/"
         numbers = [name.removeprefix(start).split("/")[0] for name in names]
-        wanted = [int(number) if number.isdecimal() else 0 for number in numbers]
+        wanted = [int(number) if number.isdecimal() and len(number) < 19 else 0 for number in numbers]
         done = 0
         try:
             for image in self.table.images(self._embedded, wanted):
@@ -156,10 +159,6 @@ def _nowhere(table: str, number: int, name: str) -> File:
 
 def _at(values: Sequence[Any], index: int) -> Any:
     return values[index] if index < len(values) else None
-
-
-def _shown(name: str) -> str:
-    return printable(name.replace("\\", "/"))
 
 
 def _text(value: Any) -> tuple[str, str | None]:
@@ -273,11 +272,18 @@ class _Rating(NamedTuple):
     root: str = ""
     suffix: str = ""
 
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        """The larger, the more likely names are; those that exist as they are written come first."""
+        return (self.there > 0 and not self.suffix, self.there, self.called)
+
 
 def _folders_in(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            folders = (entry.path for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+            folders = (
+                entry.path for entry in entries if not is_hidden(entry.name) and entry.is_dir(follow_symlinks=False)
+            )
             return sorted(islice(folders, _FOLDERS))
     except OSError:
         return []
@@ -361,7 +367,7 @@ def _columns(
             ratings[index] = _rate(search, table, index, sample)
             if ratings[index].there == 1:
                 break
-        best = max(ratings, key=lambda index: ratings[index][:2], default=None)  # the first of equals
+        best = max(ratings, key=lambda index: ratings[index].order, default=None)  # the first of equals
         if best is None or (ratings[best][:2] == (0, 0) and _known(columns[best]) not in order):
             raise NoTable(
                 f"images.file_column must name the column of the images' files, one of {_list(columns)}: "
@@ -459,7 +465,7 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     problem = None
     for folders in ([folder], _folders_in(folder)):
         fitting: list[tuple[bool, TableReader]] = []
-        for path in (os.path.join(one, name) for one in folders for name in _tables_in(one, section.format)):
+        for path in _tables_in(folders, section.format):
             try:
                 reader, is_there = table_in(section, path, folder, was_found=True)
             except NoTable as error:
@@ -480,15 +486,19 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     return None, False, problem
 
 
-def _tables_in(folder: str, wanted: str) -> list[str]:
-    """The names of files that may be tables of a format."""
+def _tables_in(folders: Sequence[str], wanted: str) -> list[str]:
+    """The files that may be tables of a format."""
     suffixes = {
         "auto": records.SUFFIXES,
         "parquet": {".parquet"},
         "json": records.JSON_SUFFIXES,
         "jsonl": records.JSON_SUFFIXES,
     }.get(wanted, set(records.TEXT_SUFFIXES))
-    with os.scandir(folder) as entries:
-        names = (entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file())
-        tables = (name for name in names if suffix_of(name) in suffixes and not name.endswith(".gt.txt"))
-        return sorted(islice(tables, _TABLES))
+    found = []
+    for folder in folders:
+        with suppress(OSError), os.scandir(folder) as entries:
+            fitting = (entry for entry in entries if suffix_of(entry.name) in suffixes and not is_hidden(entry.name))
+            # entry.is_file raises for some links
+            found += [entry.path for entry in fitting if os.path.isfile(entry.path) and not entry.name.endswith(ENDING)]
+    parquet = [path for path in found if suffix_of(path) == ".parquet"]
+    return sorted(found if len(found) - len(parquet) <= _TABLES else parquet)
