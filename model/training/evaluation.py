@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.data.alphabet import BLANK
 from model.network import ctc
 from model.training.precision import autocast
 from model.training.scores import Scores, scores_of
@@ -47,6 +48,11 @@ class Samples:
     labels: Tensor
     decoded: Tensor
     losses: Tensor
+
+    @property
+    def blank_share(self) -> float:
+        """The share of images in which nothing is read, because the best path is blank at every time step."""
+        return float((self.decoded == BLANK).all(1).double().mean())
 
     def worst(self, count: int = 16) -> "Samples":
         return Samples(self.rows[:count], self.labels[:count], self.decoded[:count], self.losses[:count])

@@ -103,6 +103,8 @@ class Page:
                 values = self.scored[0].values
                 if path in values and given.items() <= values.items():
                     found += self._edge(path, parameter, float(values[path])) if parameter.bounds else []
+        if self.verdict.plateau not in ("", *self.verdict.sentences):
+            found.append(self.verdict.plateau)
         searched = [record for record in self.ranked if record.replicate_of is None]
         ended = sum(record.state in ("completed", "stopped") for record in searched)
         if ended < 4 * len(self.paths):

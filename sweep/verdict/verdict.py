@@ -124,6 +124,23 @@ class Verdict:
         rows = np.argsort(-counts, kind="stable")[:most]
         return [(int(row), int(counts[row])) for row in rows if counts[row]]
 
+    @property
+    def on_plateau(self) -> list[TrialRecord]:
+        """The trials that never left the all-blank plateau, by number."""
+        return sorted((record for record in self.scored if record.on_plateau), key=lambda record: record.number)
+
+    @property
+    def plateau(self) -> str:
+        """A sentence that names the trials that never left the all-blank plateau; empty if all did."""
+        found = [record.name[:4] for record in self.on_plateau]
+        if not found:
+            return ""
+        trials = "All trials" if len(found) == len(self.scored) else listed(found)
+        return (
+            f"{trials} never left CTC's all-blank plateau: at the end they read nothing in most images. Higher "
+            "learning rates, more epochs or more time steps for each character lead off it."
+        )
+
     def interval(self, record: TrialRecord) -> tuple[float, float]:
         """95 % confidence interval of one run's validation error."""
         return interval(round(record.score("error_rate") * self.images), self.images)
@@ -133,6 +150,8 @@ class Verdict:
         """One or two sentences: the best config and the interval of its error; which others may be as good."""
         if not self.scored:
             return ["No trial has reached the end of an epoch."]
+        if len(self.on_plateau) == len(self.scored):
+            return [self.plateau]
         if self.confirmed:
             best = self.confirmed[0]
             seeds, images = best.wrong.shape
@@ -149,6 +168,12 @@ class Verdict:
         if not self.readings or self.readings[0].record != winner:
             return [first]
         return [first, *_compared(self.readings, "on these images")]
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """The names with commas, at most so many of them."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> list[str]:
