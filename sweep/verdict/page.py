@@ -24,10 +24,8 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from PIL import Image
 from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
-from rapidfuzz.distance import Levenshtein
 from scipy.stats import spearmanr
 
-from model.data.alphabet import Alphabet
 from model.system.files import replace_file
 from model.training.scores import Score, columns
 from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, Value, plain, walk
@@ -35,10 +33,13 @@ from sweep.config.workplace import Workplace
 from sweep.search import study_file
 from sweep.search.records import TrialRecord
 from sweep.tensorboard.event_file import lifetime, scalars
+from sweep.verdict.misreadings import LOST, Kind, confusions, most_frequent, visible
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
 from sweep.wording.formatting import formatted, percent, scored, span
 
+_MATRIX = 40  # classes of the largest alphabet whose confusions are a matrix
+_PAIRS = 30  # confusions that are shown of larger ones
 _CONFUSED = 3  # best trials whose character confusions are counted: worse ones miss most characters
 _WORST = 24
 _CURVES = 5  # learning rates that are drawn
@@ -55,7 +56,7 @@ class Page:
         self.ranked, self.scored, self.images = verdict.ranked, verdict.scored, verdict.images
         self.readings, self.pool = verdict.readings, verdict.pool
         self.epochs = config.training.epochs
-        self.alphabet = Alphabet(config.captcha.characters)
+        self.alphabet = verdict.alphabet
         self.logs = {record.name: scalars(workplace.logs(record.name)) for record in self.ranked}
         self.spans = {name: lifetime(workplace.logs(name)) for name, tags in self.logs.items() if tags}
 
@@ -80,6 +81,7 @@ class Page:
             worst=self.worst(),
             compared=[reading.record.name[:4] for reading in self.readings[:COMPARED]],
             confused=self.confused(),
+            kinds=self.kinds(),
             facts=self.facts(),
             yaml=self.config.yaml,
         )
@@ -340,8 +342,14 @@ class Page:
             for row, count in self.verdict.misread(_WORST)
         ]
 
+    def kinds(self) -> list[Kind]:
+        """The kinds of texts and characters, and the errors, of which the winner's rates are shown."""
+        found = self.verdict.misreadings
+        return [] if found is None else [*found.kinds.values(), *found.edits]
+
     def confused(self) -> str:
-        """A heat map of the characters that the best trials confuse: true over read, without the correct diagonal."""
+        """The characters that the best trials confuse: a heat map of true over read, without the correct diagonal, or
+        of a large alphabet the most frequent pairs."""
         if not self.readings:
             return ""
         assert self.pool is not None
@@ -353,13 +361,19 @@ class Page:
                 pairs.update(confusions(true, read))
         if not pairs:
             return ""
-        characters = [*self.config.captcha.characters, "lost"]
+        if self.alphabet.classes > _MATRIX:
+            found = most_frequent(pairs, _PAIRS)[::-1]
+            figure = go.Figure(go.Bar(x=[count for _, count in found], y=[pair for pair, _ in found], orientation="h"))
+            figure.update_yaxes(type="category")
+            return drawn(figure, "how often", "true → read", height=120 + 18 * len(found))
+        characters = [*self.alphabet.characters, LOST]
         index = {character: place for place, character in enumerate(characters)}
         counts = np.zeros((len(characters), len(characters)), int)
         for (true, read), count in pairs.items():
             counts[index[true], index[read]] = count
         cells = [[int(value) or None for value in row] for row in counts[:-1]]
-        figure = go.Figure(go.Heatmap(z=cells, x=characters, y=characters[:-1], colorscale="Reds", xgap=1, ygap=1))
+        labels = [visible(character) for character in characters]
+        figure = go.Figure(go.Heatmap(z=cells, x=labels, y=labels[:-1], colorscale="Reds", xgap=1, ygap=1))
         figure.update_xaxes(type="category")
         figure.update_yaxes(type="category", autorange="reversed")
         return drawn(figure, "read", "true", height=max(380, 18 * len(characters)))
@@ -415,18 +429,6 @@ def drawn_or_told(title: str, make: Callable[[], str]) -> str:
     except Exception as error:
         logging.getLogger("sweep").error("the plot '%s' could not be made:", title, exc_info=error)
         return f"<p>could not be made: {escape(one_line(error))}</p>"
-
-
-def confusions(true: str, read: str) -> list[tuple[str, str]]:
-    """The pairs (true, read) of each character that is read as another, or not read at all (`lost`)."""
-    found = []
-    for edit in Levenshtein.opcodes(true, read):
-        if edit.tag == "replace":
-            pairs = zip(true[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end], strict=True)
-            found += list(pairs)
-        elif edit.tag == "delete":
-            found += [(character, "lost") for character in true[edit.src_start : edit.src_end]]
-    return found
 
 
 def axis(values: Sequence[Value], log: bool) -> tuple[list[float], dict[float, str]]:
