@@ -19,9 +19,11 @@ from sweep.config import Parameter, load
 from sweep.config.workplace import Workplace
 from sweep.report import main
 from sweep.search.search import Search
+from sweep.verdict import over_rate
 from sweep.verdict.comparison import Comparison
 from sweep.verdict.misreadings import confusions
 from sweep.verdict.page import Page
+from sweep.verdict.pictures import error_over_learning_rate
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.verdict.verdict import Verdict
 from tests.board import serve
@@ -336,3 +338,21 @@ def test_the_report_names_the_trials_that_never_left_the_plateau(tmp_path: Path,
     assert [text for text in shown if "plateau" in text] == [text for text in shown if text.startswith(str(names))]
     assert sum("plateau" in text for text in shown) == bool(stuck)
     assert any("reads best" in text for text in shown) is (len(stuck) < 3)
+
+
+def test_the_report_and_tensorboard_plot_the_same_errors_over_rates_in_the_same_colors(root: Path) -> None:
+    found = verdict(root)
+    config, records = found.config, found.scored
+    points = over_rate.points(records, config)
+    assert sum(map(len, points.values())) == len(records)
+    assert {point.error for group in points.values() for point in group if point.record.error_rate == 0} <= {1 / 600}
+    html, picture = page(root)._over_rate(), error_over_learning_rate(records, config).astype(int)
+    colors = over_rate.colors(records, config)
+    assert len(set(colors.values())) == len(points) > 1
+    for name, group in points.items():
+        assert f'"name":"{name}"' in html
+        assert colors[name] in html
+        for point in group:
+            assert point.record.name in html
+        shade = 0.8 * np.array([int(colors[name][place : place + 2], 16) for place in (1, 3, 5)]) + 0.2 * 255
+        assert (abs(picture - shade).max(axis=-1) < 8).sum() > 20

@@ -33,6 +33,7 @@ from sweep.config.workplace import Workplace
 from sweep.search import study_file
 from sweep.search.records import TrialRecord
 from sweep.tensorboard.event_file import lifetime, scalars
+from sweep.verdict import over_rate
 from sweep.verdict.misreadings import LOST, Kind, confusions, most_frequent, visible
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
@@ -193,13 +194,11 @@ class Page:
         ]
 
     def _group(self, record: TrialRecord) -> str:
-        return str(record.values.get("schedule.name", self.config.schedule.name))
+        return over_rate.schedule_of(record, self.config)
 
     @property
     def _colors(self) -> dict[str, str]:
-        palette = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
-        groups = sorted({self._group(record) for record in self.ranked})
-        return {group: palette[index % len(palette)] for index, group in enumerate(groups)}
+        return over_rate.colors(self.ranked, self.config)
 
     def _curves(self) -> str:
         figure, seen = go.Figure(), set[str]()
@@ -218,23 +217,20 @@ class Page:
         return drawn(figure, "epoch", "validation error rate", y_log=True)
 
     def _over_rate(self) -> str:
-        figure = go.Figure()
-        for group, color in self._colors.items():
-            records = [r for r in self.scored if self._group(r) == group]
-            rates = [float(self.config.with_values(r.values).optimizer.lr) for r in records]
-            errors = [max(r.score("error_rate"), 0.5 / self.images) for r in records]
-            bars = [self.verdict.interval(r) for r in records]
+        figure, colors = go.Figure(), self._colors
+        for group, points in over_rate.points(self.scored, self.config).items():
+            bars = [self.verdict.interval(point.record) for point in points]
             figure.add_scatter(
-                x=rates, y=errors, name=group, mode="markers",
-                marker={"color": color, "size": [6 if r.state == "stopped" else 11 for r in records]},
+                x=[point.rate for point in points], y=[point.error for point in points], name=group, mode="markers",
+                marker={"color": colors[group], "size": [point.size for point in points]},
                 error_y={
-                    "array": [high - error for (_, high), error in zip(bars, errors, strict=True)],
-                    "arrayminus": [max(0.0, error - low) for (low, _), error in zip(bars, errors, strict=True)],
+                    "array": [high - point.error for (_, high), point in zip(bars, points, strict=True)],
+                    "arrayminus": [max(0.0, point.error - low) for (low, _), point in zip(bars, points, strict=True)],
                     "thickness": 1, "width": 0,
                 },
-                text=[r.name for r in records], hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
+                text=[point.record.name for point in points], hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
             )  # fmt: skip
-        return drawn(figure, "learning rate", "best validation error rate", x_log=True, y_log=True)
+        return drawn(figure, over_rate.X_TITLE, over_rate.Y_TITLE, x_log=True, y_log=True)
 
     def _rates(self) -> str:
         """The best trials' learning rates by epoch; trials with the same curve, as replicates, share a line."""
@@ -263,7 +259,7 @@ class Page:
 
     def _parallel(self) -> str:
         records = [record for record in self.scored if record.state == "completed"]
-        errors = [max(record.score("error_rate"), 0.5 / self.images) for record in records]
+        errors = [over_rate.shown_error(record, self.config) for record in records]
         logarithms = [math.log10(error) for error in errors]
         scales = {path: bool(parameter.loguniform) for path, parameter, _ in walk(self.config.search.space)}
         axes = [(path, *axis([record.values.get(path) for record in records], scales[path])) for path in self.paths]
