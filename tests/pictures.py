@@ -13,7 +13,7 @@ from tests.processes import wait_for
 from tests.results import printed_link
 
 IMAGES = REPOSITORY / ".images"
-MARGIN, CHART = 20, 430  # pixels beside the report's text, and of the chart's height
+CHART = 430  # pixels of its height
 
 
 def comparison(browser: Browser, root: Path, picture: Path) -> None:
@@ -40,10 +40,11 @@ def report(browser: Browser, root: Path, picture: Path) -> None:
     """Its first screenful: from the verdict to the learning curves."""
     with visit(browser, (root / "report.html").resolve().as_uri(), picture) as page:
         page.locator(".main-svg").first.wait_for()
-        box = page.locator("section").first.bounding_box()
-        assert box
-    sides = box["x"] - MARGIN, box["x"] + box["width"] + MARGIN
-    Image.open(picture).crop((int(sides[0]), 0, int(sides[1]), int(box["y"] + box["height"]))).save(picture)
+        whole, curves = (page.locator(part).first.bounding_box() for part in ("body", "section"))
+        assert whole
+        assert curves
+    bottom = curves["y"] + curves["height"]
+    Image.open(picture).crop((int(whole["x"]), 0, int(whole["x"] + whole["width"]), int(bottom))).save(picture)
 
 
 def main() -> None:

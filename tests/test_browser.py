@@ -259,6 +259,29 @@ def test_the_report_draws_every_plot_and_image_from_its_one_file(root: Path, loo
             assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 32]
 
 
+PAPER = 718  # pixels of an A4 page between its margins
+
+
+def test_the_report_prints_dark_on_white_with_nothing_cut_off(root: Path, browser: Browser, tmp_path: Path) -> None:
+    address = (root / "report.html").as_uri()
+    with visit(browser, address, Path(os.environ.get("SCREENSHOTS", tmp_path)) / "the_report_prints.png") as page:
+        expect(page.locator(".main-svg").first).to_be_visible()
+        page.emulate_media(media="print", color_scheme="dark")
+        page.set_viewport_size({"width": PAPER, "height": 1000})
+        right = "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
+        for part in (".main-svg", "table", "pre", ".worst figure", ".verdict"):
+            assert page.locator(part).count()
+            wait_for(lambda part=part: page.locator(part).evaluate_all(right) <= PAPER)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PAPER
+        pixels = np.asarray(seen(page.locator("body")).convert("L"))
+        assert (pixels > 250).mean() > 0.5
+        words = page.locator(".verdict p").first
+        assert np.asarray(seen(words).convert("L")).min() < 80
+        page.emulate_media(media="screen")
+        page.set_viewport_size({"width": 1400, "height": 900})
+        wait_for(lambda: page.locator(".main-svg").evaluate_all(right) > 1000)
+
+
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [

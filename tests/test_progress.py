@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,28 @@ def test_paths_values_and_messages_are_printed_and_logged_as_they_are(
     printed = capsys.readouterr().out
     assert printed.count(text) == caplog.text.count(text) == 7
     assert printed.splitlines()[0] == text
+
+
+def test_a_trial_on_the_plateau_is_named_at_the_rung_and_when_it_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sweep")
+    stopping = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
+    terminal = Terminal(load(QUICKSTART, {"search.early_stopping": stopping}), tmp_path, resume="")
+    scores = {"error_rate": 1.0, "cer": 1.0, "loss": 2.654}
+    for epoch, blank in ((1, 1.0), (2, 1.0), (3, 1.0)):
+        record = TrialRecord(3, "0003", {}, scores=scores, epochs=epoch, blank_share=blank)
+        terminal.reported(record)
+    terminal.ended(replace(record, state="stopped"))
+    left = TrialRecord(4, "0004", {}, scores={**scores, "error_rate": 0.9}, epochs=2, blank_share=0.0)
+    terminal.reported(left)
+    terminal.ended(replace(left, state="completed"))
+    told = "still on the all-blank plateau after epoch 2: nothing is read in 100.00 % of the validation images"
+    for text in (capsys.readouterr().out, caplog.text):
+        assert text.count(f"0003 {told}, lowest loss 2.654") == 1
+        assert text.count("plateau") == 2
+        (end,) = [line for line in text.splitlines() if "stopped" in line and "0003" in line]
+        assert end.endswith("on the all-blank plateau")
 
 
 @pytest.mark.parametrize(

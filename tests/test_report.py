@@ -12,13 +12,18 @@ from wsgiref.simple_server import make_server
 import numpy as np
 import optuna_dashboard
 import pytest
+from markupsafe import escape
 
+from model.data.alphabet import Alphabet
 from sweep.config import Parameter, load
 from sweep.config.workplace import Workplace
 from sweep.report import main
 from sweep.search.search import Search
+from sweep.verdict import over_rate
 from sweep.verdict.comparison import Comparison
-from sweep.verdict.page import Page, confusions
+from sweep.verdict.misreadings import confusions
+from sweep.verdict.page import Page
+from sweep.verdict.pictures import error_over_learning_rate
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.verdict.verdict import Verdict
 from tests.board import serve
@@ -290,3 +295,64 @@ def test_replicates_share_their_configs_row_in_hparams(root: Path) -> None:
     assert len(groups) == 6
     sessions = {session["name"]: group["name"] for group in groups for session in group["sessions"]}
     assert sessions == {row["trial"]: row["replicate_of"] or row["trial"] for row in leaderboard(root)}
+
+
+SCRIPTS = {  # four characters that stand for the sweep's own, or more
+    "markup": "<>&'",
+    "right to left": "אבגד",
+    "spaces and marks": "a/ \u0301",
+    "a large alphabet": "".join(chr(0x4E00 + place) for place in range(3000)),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_page_shows_misread_texts_and_confusions_in_any_script(root: Path, tmp_path: Path, script: str) -> None:
+    found, characters = verdict(root), SCRIPTS[script]
+    found.alphabet = Alphabet(characters)
+    made = Page(found.config, found.workplace, found)
+    html = made.write(tmp_path / "report.html").read_text()
+    body = html[html.rindex("<body>") :]
+    assert body.count("<bdi") == body.count("</bdi>") == len(made.worst()) * (1 + 5) > 0
+    for item in made.worst():
+        assert f"<bdi>{escape(item['true'])}</bdi>" in body
+    confused = made.confused()
+    assert confused in body
+    assert ("how often" in confused) is (len(characters) > 40)
+    assert ('"z":[' in confused) is (len(characters) <= 40)
+    assert len(confused) < 50_000
+
+
+@pytest.mark.parametrize("stuck", [{0, 2}, {0, 1, 2}, set[int]()])
+def test_the_report_names_the_trials_that_never_left_the_plateau(tmp_path: Path, stuck: set[int]) -> None:
+    settings = {"search.trials": 3, "search.early_stopping": "none", "data.cache": str(tmp_path), "confirm": None}
+    config = load(QUICKSTART, settings)
+    search = Search(config, tmp_path / "study.db")
+    while (record := search.ask()) is not None:
+        error, blank = (1.0, 0.97) if record.number in stuck else (0.2, 0.0)
+        told = {"state": "completed", "epochs": 6, "best_epoch": 6, "seconds": 1.0, "blank_share": blank}
+        search.report(record.number, {**told, "scores": {"error_rate": error, "cer": error, "loss": 2.5 * error}})
+    workplace = Workplace(tmp_path, tmp_path, threads=1, gpus=0)
+    found = Verdict(config, workplace, search)
+    shown = [*found.sentences, *Page(config, workplace, found).warnings()]
+    names = {2: "0000, 0002", 3: "All trials", 0: None}[len(stuck)]
+    assert [text for text in shown if "plateau" in text] == [text for text in shown if text.startswith(str(names))]
+    assert sum("plateau" in text for text in shown) == bool(stuck)
+    assert any("reads best" in text for text in shown) is (len(stuck) < 3)
+
+
+def test_the_report_and_tensorboard_plot_the_same_errors_over_rates_in_the_same_colors(root: Path) -> None:
+    found = verdict(root)
+    config, records = found.config, found.scored
+    points = over_rate.points(records, config)
+    assert sum(map(len, points.values())) == len(records)
+    assert {point.error for group in points.values() for point in group if point.record.error_rate == 0} <= {1 / 600}
+    html, picture = page(root)._over_rate(), error_over_learning_rate(records, config).astype(int)
+    colors = over_rate.colors(records, config)
+    assert len(set(colors.values())) == len(points) > 1
+    for name, group in points.items():
+        assert f'"name":"{name}"' in html
+        assert colors[name] in html
+        for point in group:
+            assert point.record.name in html
+        shade = 0.8 * np.array([int(colors[name][place : place + 2], 16) for place in (1, 3, 5)]) + 0.2 * 255
+        assert (abs(picture - shade).max(axis=-1) < 8).sum() > 20

@@ -71,3 +71,17 @@ def test_warmup_climbs_in_equal_steps_to_where_the_schedule_begins() -> None:
     rates = [CosineSchedule(warmup=0.2).factor(step, 50) for step in range(50)]
     assert rates[:11] == pytest.approx([(step + 1) / 11 for step in range(11)])
     assert rates[10] == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "peak"),
+    [
+        (StepSchedule(), 0.0),
+        (CosineSchedule(warmup=0.25), 0.25),
+        (OneCycleSchedule(peak=0.5), 0.5),
+        (OneCycleSchedule(peak=0.5, warmup=0.2), 0.6),
+        (WarmupStableDecaySchedule(), 0.05),
+    ],
+)
+def test_a_schedules_peak_is_where_its_rate_is_first_highest(schedule: Schedule, peak: float) -> None:
+    assert schedule.progress_at_peak() == pytest.approx(peak, abs=0.002)

@@ -76,6 +76,45 @@ def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
     assert [trial.state for trial in study.trials] == states
 
 
+@pytest.mark.parametrize(
+    ("schedule", "blank", "goes_on"),
+    [
+        ({"schedule.name": "onecycle", "schedule.peak": 0.5}, 1.0, True),
+        ({"schedule.name": "onecycle", "schedule.peak": 0.5}, 0.2, False),  # it has left the plateau, and reads badly
+        ({"schedule.name": "onecycle", "schedule.peak": 0.2}, 1.0, False),  # its highest rate has passed
+        ({"schedule.name": "constant", "schedule.warmup": 0.5}, 1.0, True),
+        ({"schedule.name": "constant"}, 1.0, False),
+    ],
+)
+@pytest.mark.parametrize("stopping", ["asha", "median"])
+def test_early_stopping_spares_a_trial_on_the_plateau_until_its_schedules_peak(
+    schedule: dict[str, Any], blank: float, goes_on: bool, stopping: str
+) -> None:
+    more = {"reduction_factor": 2} if stopping == "asha" else {"startup_trials": 1}
+    search = Search(
+        config(
+            training__epochs=6,
+            search__trials=2,
+            search__early_stopping={"name": stopping, "grace_epochs": 2, **more},
+            search__space={"optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
+            **{key.replace(".", "__"): value for key, value in schedule.items()},
+        ),
+        None,
+    )
+    good, bad = (search.ask() for _ in range(2))
+    assert good is not None
+    assert bad is not None
+    for epoch in range(1, 7):
+        assert search.report(good.number, result(epoch, 0.1, "running" if epoch < 6 else "completed")) is (epoch < 6)
+    wrong = {"scores": {"error_rate": 1.0, "cer": 1.0, "loss": 2.7}, "rung_score": 2.7, "blank_share": blank}
+    assert search.report(bad.number, result(1, 1.0) | wrong)
+    assert search.report(bad.number, result(2, 1.0) | wrong) is goes_on
+    if goes_on:  # not for ever
+        assert search.report(bad.number, result(3, 1.0) | wrong)
+        assert not search.report(bad.number, result(4, 1.0) | wrong)
+    assert search.records[bad.number].state == "stopped"
+
+
 def test_asha_keeps_the_best_half_of_those_seen_at_a_rung_and_says_so_to_optuna(tmp_path: Path) -> None:
     asha = {"name": "asha", "grace_epochs": 2, "reduction_factor": 2}
     settings = {"search__trials": 4, "search__early_stopping": asha, "search__space": NUMBERS}

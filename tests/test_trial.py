@@ -47,6 +47,18 @@ def test_a_trial_waits_until_a_process_of_the_old_sweep_lets_go_of_it(trial: Tri
     trial.close()
 
 
+def test_a_trial_says_in_what_share_of_the_images_it_reads_nothing(trial: Trial) -> None:
+    shares = []
+    while not shares or shares[-1][0] == "running":
+        result = trial.step()
+        shares.append((result["state"], result["blank_share"]))
+        if result["best_epoch"] == result["epochs"]:
+            readings = torch.load(trial.folder / "best.pt")["readings"]
+            assert result["blank_share"] == pytest.approx((readings == 0).all(dim=1).double().mean().item())
+    trial.close()
+    assert max(share for _, share in shares) > 0
+
+
 def test_a_trial_computes_with_as_many_threads_as_it_was_allotted(tmp_path: Path, cache: Path) -> None:
     before = torch.get_num_threads()
     try:

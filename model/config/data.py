@@ -39,6 +39,10 @@ class CaptchaConfig(ImageSection):
     def longest(self) -> int:
         return self.lengths[1]
 
+    @property
+    def doubled(self) -> dict[str, int]:
+        return {"width": 2 * self.width, "height": 2 * self.height}
+
     def target_width(self, size: tuple[int, int]) -> int:
         return self.width
 

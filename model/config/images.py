@@ -49,6 +49,11 @@ class ImageSection(Section):
         wider than the widest are squeezed."""
 
     @property
+    @abstractmethod
+    def doubled(self) -> dict[str, int]:
+        """The keys of this section that double the images' size, with their values."""
+
+    @property
     def widest(self) -> int:
         return self.all_widths[-1]
 
@@ -105,6 +110,10 @@ class ImagesConfig(ImageSection):
     def longest(self) -> int:
         assert self.longest_text is not None, "the images have not been looked at"
         return self.longest_text
+
+    @property
+    def doubled(self) -> dict[str, int]:
+        return {"height": 2 * self.height}  # the widths follow
 
     def target_width(self, size: tuple[int, int]) -> int:
         if self.fit == "stretch":

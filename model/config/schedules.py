@@ -32,6 +32,10 @@ class Schedule(Section):
             return (step + 1) / (warmup + 1) * self.shape(0, steps - warmup)
         return self.shape(step - warmup, steps - warmup)
 
+    def progress_at_peak(self) -> float:
+        """The fraction of all steps after which the learning rate has reached its highest value, to a thousandth."""
+        return (max(range(1000), key=lambda step: self.factor(step, 1000)) + 1) / 1000
+
 
 class ConstantSchedule(Schedule):
     name: Literal["constant"] = "constant"

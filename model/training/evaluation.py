@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.data.alphabet import BLANK
 from model.data.batches import Batch
 from model.network import ctc
 from model.network.crnn import CRNN
@@ -49,6 +50,11 @@ class Samples:
     labels: Tensor
     decoded: Tensor
     losses: Tensor
+
+    @property
+    def blank_share(self) -> float:
+        """The share of images in which nothing is read, because the best path is blank at every time step."""
+        return float((self.decoded == BLANK).all(1).double().mean())
 
     def worst(self, count: int = 16) -> "Samples":
         return Samples(self.rows[:count], self.labels[:count], self.decoded[:count], self.losses[:count])

@@ -120,6 +120,7 @@ class Trial:
                     "epochs": epoch.number,
                     "best_epoch": epoch.best_number,
                     "scores": dict(epoch.best_valid),
+                    "blank_share": epoch.valid_samples.blank_share,
                     "rung_score": self._rung_score(epoch, average, data),
                 }
                 if self.record.replicate_of is not None and result["state"] == "completed":

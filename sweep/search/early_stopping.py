@@ -20,6 +20,10 @@ So trials are compared by the loss of their averaged weights (EMA). In 100 repla
 
 Comparing a trial only with trials of its own schedule was worse: with other seeds of the search, for which the setting
 above reached 100 %, it gave 94 %, and 76 % with the last weights, because it keeps half of each bad schedule.
+
+A trial on the all-blank plateau (`TrialRecord.on_plateau`) has no score that could be compared. So it is not stopped
+before its schedule's highest learning rate has come (`is_spared`). This changes nothing in the replays above: their
+first rung is after the peak of every schedule.
 """
 
 import math
@@ -30,7 +34,9 @@ from optuna import Study
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial
 
-from sweep.config import Asha, Median, NoStopping
+from sweep.config import Asha, Median, NoStopping, SweepConfig
+from sweep.search.records import TrialRecord
+from sweep.wording.formatting import formatted, percent
 
 
 class AshaPruner(BasePruner):
@@ -54,6 +60,23 @@ class AshaPruner(BasePruner):
         )
         kept = math.ceil(len(seen) / self._config.reduction_factor)
         return trial.intermediate_values[epoch] > seen[kept - 1]
+
+
+def is_spared(record: TrialRecord, sweep: SweepConfig) -> bool:
+    """Whether a trial goes on whatever the pruner says: it is still on the all-blank plateau, where all trials score
+    alike, and its schedule has not passed its highest learning rate, with which it may leave the plateau."""
+    if not record.on_plateau:
+        return False
+    trial = sweep.with_values(record.values)
+    return record.epochs <= trial.schedule.progress_at_peak() * trial.training.epochs
+
+
+def plateau_sentence(record: TrialRecord) -> str:
+    """Says that a trial is on the all-blank plateau, with the two figures that show it."""
+    return (
+        f"still on the all-blank plateau after epoch {record.epochs}: nothing is read in {percent(record.blank_share)} "
+        f"of the validation images, lowest loss {formatted(record.scores.get('loss'))}"
+    )
 
 
 def decides(config: NoStopping | Asha | Median, epoch: int) -> bool:

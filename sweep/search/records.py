@@ -16,6 +16,8 @@ State = Literal["running", "completed", "stopped", "diverged", "failed", "interr
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+_BLANK, _WRONG = 0.5, 0.99  # least shares of blank and of misread texts on the all-blank plateau
+
 
 def _in_range(scores: dict[str, float]) -> dict[str, float]:
     for name, value in scores.items():
@@ -43,6 +45,7 @@ class TrialRecord:
     note: str | None = None  # a warning for the terminal, such as a damaged checkpoint
     replicate_of: str | None = None  # name of the trial whose values this one trains again with another seed
     test_error_rate: Share | None = None  # of the best epoch; only replicates are tested
+    blank_share: Share | None = None  # of the validation images, after the last epoch: those in which nothing is read
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {path: tupled(value) for path, value in self.values.items()})
@@ -51,6 +54,13 @@ class TrialRecord:
         """The metric as a cost, lower is better; infinite while there is no score."""
         value = self.scores.get(metric)
         return math.inf if value is None else SCORES[metric].cost(value)
+
+    @property
+    def on_plateau(self) -> bool:
+        """Whether the trial is still on CTC's all-blank plateau, where early training begins: the most likely class at
+        every time step of most images is the blank, so that all texts are wrong."""
+        blank, wrong = self.blank_share, self.error_rate
+        return blank is not None and blank >= _BLANK and wrong is not None and wrong >= _WRONG
 
     @property
     def error_rate(self) -> float | None:

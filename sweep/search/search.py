@@ -23,7 +23,7 @@ from model.config.format import FORMAT
 from model.system.seeds import derive
 from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plain, walk
 from sweep.search import study_file
-from sweep.search.early_stopping import PRUNERS
+from sweep.search.early_stopping import PRUNERS, is_spared
 from sweep.search.points import Point, at_random, identity, size, suggest, untried
 from sweep.search.records import State, TrialRecord, record_of, trial_name
 from sweep.search.samplers import SAMPLERS, trial_count
@@ -73,6 +73,7 @@ class Search:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config, self.confirm, self.listeners = config.search, config.confirm, listeners
+        self._sweep = config
         self.epochs, self._seed = config.training.epochs, config.training.seed
         self.records: dict[int, TrialRecord] = {}
         self.halted: str | None = None  # the reason why no trial may continue
@@ -287,7 +288,7 @@ class Search:
             if record.replicate_of is None and result.get("rung_score") is not None:
                 if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
                     trial.report(result["rung_score"], record.epochs)
-                if state == "running" and trial.should_prune():
+                if state == "running" and trial.should_prune() and not is_spared(record, self._sweep):
                     record = replace(record, state="stopped")
         elif state == "running":  # it repeats epochs that were reported before, because its checkpoints were lost
             record = replace(before, note=record.note)

@@ -19,6 +19,7 @@ from model.training import precision
 from model.training.scores import columns
 from sweep.config import NoStopping, SweepConfig, walk
 from sweep.machine.resources import Allotment, Machine
+from sweep.search.early_stopping import decides, plateau_sentence
 from sweep.search.records import TrialRecord, trial_name
 from sweep.search.samplers import limit, trial_count
 from sweep.search.search import Search
@@ -44,6 +45,7 @@ class Terminal:
         self._best = math.inf
         self._epochs: dict[int, int] = {}
         self._noted: set[int] = set()
+        self._on_plateau: set[int] = set()  # trials of which that has been said
         self._trials, self._epochs_each, self._start = 0, 1, time.monotonic()
         self._epochs_before = 0  # trained by an earlier run of the sweep
 
@@ -147,6 +149,10 @@ class Terminal:
         if record.note and record.number not in self._noted:
             self._noted.add(record.number)
             self.say(f"  {record.number:04d} ", (record.note, "yellow"), at=0)
+        stopping = self._config.search.early_stopping
+        if decides(stopping, record.epochs) and record.on_plateau and record.number not in self._on_plateau:
+            self._on_plateau.add(record.number)
+            self.say(f"  {record.number:04d} ", (plateau_sentence(record), "yellow"))
         self._epochs[record.number] = record.epochs
         self._best = min(self._best, record.score("error_rate"))
         best = f"best error {percent(record.error_rate)}"
@@ -162,7 +168,7 @@ class Terminal:
             f"  error {percent(record.error_rate):>7}  {record.epochs:>2}/{self._epochs_each} epochs"
             f"  {record.seconds:4.0f} s  {values}"
         )
-        error = f"  {record.error}" if record.error else ""
+        error = f"  {record.error}" if record.error else "  on the all-blank plateau" if record.on_plateau else ""
         self.say(f"  {record.number:04d} ", (f"{record.state:<9}", _COLORS[record.state]), scores, (error, "red"))
         if self._progress is None and self._states["running"]:
             self.say("       ", (f"{self._status()}, about {self._minutes_left()} left", "dim"))

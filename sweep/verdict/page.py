@@ -24,10 +24,8 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from PIL import Image
 from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
-from rapidfuzz.distance import Levenshtein
 from scipy.stats import spearmanr
 
-from model.data.alphabet import Alphabet
 from model.system.files import replace_file
 from model.training.scores import Score, columns
 from sweep.config import Asha, Median, NoStopping, Parameter, SweepConfig, Value, plain, walk
@@ -35,10 +33,14 @@ from sweep.config.workplace import Workplace
 from sweep.search import study_file
 from sweep.search.records import TrialRecord
 from sweep.tensorboard.event_file import lifetime, scalars
+from sweep.verdict import over_rate
+from sweep.verdict.misreadings import LOST, Kind, confusions, most_frequent, visible
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
 from sweep.wording.formatting import formatted, percent, scored, span
 
+_MATRIX = 40  # classes of the largest alphabet whose confusions are a matrix
+_PAIRS = 30  # confusions that are shown of larger ones
 _CONFUSED = 3  # best trials whose character confusions are counted: worse ones miss most characters
 _WORST = 24
 _CURVES = 5  # learning rates that are drawn
@@ -55,7 +57,7 @@ class Page:
         self.ranked, self.scored, self.images = verdict.ranked, verdict.scored, verdict.images
         self.readings, self.pool = verdict.readings, verdict.pool
         self.epochs = config.training.epochs
-        self.alphabet = Alphabet(config.image.characters)
+        self.alphabet = verdict.alphabet
         self.logs = {record.name: scalars(workplace.logs(record.name)) for record in self.ranked}
         self.spans = {name: lifetime(workplace.logs(name)) for name, tags in self.logs.items() if tags}
 
@@ -80,6 +82,7 @@ class Page:
             worst=self.worst(),
             compared=[reading.record.name[:4] for reading in self.readings[:COMPARED]],
             confused=self.confused(),
+            kinds=self.kinds(),
             facts=self.facts(),
             yaml=self.config.yaml,
         )
@@ -103,6 +106,8 @@ class Page:
                 values = self.scored[0].values
                 if path in values and given.items() <= values.items():
                     found += self._edge(path, parameter, float(values[path])) if parameter.bounds else []
+        if self.verdict.plateau not in ("", *self.verdict.sentences):
+            found.append(self.verdict.plateau)
         searched = [record for record in self.ranked if record.replicate_of is None]
         ended = sum(record.state in ("completed", "stopped") for record in searched)
         if ended < 4 * len(self.paths):
@@ -189,13 +194,11 @@ class Page:
         ]
 
     def _group(self, record: TrialRecord) -> str:
-        return str(record.values.get("schedule.name", self.config.schedule.name))
+        return over_rate.schedule_of(record, self.config)
 
     @property
     def _colors(self) -> dict[str, str]:
-        palette = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
-        groups = sorted({self._group(record) for record in self.ranked})
-        return {group: palette[index % len(palette)] for index, group in enumerate(groups)}
+        return over_rate.colors(self.ranked, self.config)
 
     def _curves(self) -> str:
         figure, seen = go.Figure(), set[str]()
@@ -214,23 +217,20 @@ class Page:
         return drawn(figure, "epoch", "validation error rate", y_log=True)
 
     def _over_rate(self) -> str:
-        figure = go.Figure()
-        for group, color in self._colors.items():
-            records = [r for r in self.scored if self._group(r) == group]
-            rates = [float(self.config.with_values(r.values).optimizer.lr) for r in records]
-            errors = [max(r.score("error_rate"), 0.5 / self.images) for r in records]
-            bars = [self.verdict.interval(r) for r in records]
+        figure, colors = go.Figure(), self._colors
+        for group, points in over_rate.points(self.scored, self.config).items():
+            bars = [self.verdict.interval(point.record) for point in points]
             figure.add_scatter(
-                x=rates, y=errors, name=group, mode="markers",
-                marker={"color": color, "size": [6 if r.state == "stopped" else 11 for r in records]},
+                x=[point.rate for point in points], y=[point.error for point in points], name=group, mode="markers",
+                marker={"color": colors[group], "size": [point.size for point in points]},
                 error_y={
-                    "array": [high - error for (_, high), error in zip(bars, errors, strict=True)],
-                    "arrayminus": [max(0.0, error - low) for (low, _), error in zip(bars, errors, strict=True)],
+                    "array": [high - point.error for (_, high), point in zip(bars, points, strict=True)],
+                    "arrayminus": [max(0.0, point.error - low) for (low, _), point in zip(bars, points, strict=True)],
                     "thickness": 1, "width": 0,
                 },
-                text=[r.name for r in records], hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
+                text=[point.record.name for point in points], hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
             )  # fmt: skip
-        return drawn(figure, "learning rate", "best validation error rate", x_log=True, y_log=True)
+        return drawn(figure, over_rate.X_TITLE, over_rate.Y_TITLE, x_log=True, y_log=True)
 
     def _rates(self) -> str:
         """The best trials' learning rates by epoch; trials with the same curve, as replicates, share a line."""
@@ -259,7 +259,7 @@ class Page:
 
     def _parallel(self) -> str:
         records = [record for record in self.scored if record.state == "completed"]
-        errors = [max(record.score("error_rate"), 0.5 / self.images) for record in records]
+        errors = [over_rate.shown_error(record, self.config) for record in records]
         logarithms = [math.log10(error) for error in errors]
         scales = {path: bool(parameter.loguniform) for path, parameter, _ in walk(self.config.search.space)}
         axes = [(path, *axis([record.values.get(path) for record in records], scales[path])) for path in self.paths]
@@ -338,8 +338,14 @@ class Page:
             for row, count in self.verdict.misread(_WORST)
         ]
 
+    def kinds(self) -> list[Kind]:
+        """The kinds of texts and characters, and the errors, of which the winner's rates are shown."""
+        found = self.verdict.misreadings
+        return [] if found is None else [*found.kinds.values(), *found.edits]
+
     def confused(self) -> str:
-        """A heat map of the characters that the best trials confuse: true over read, without the correct diagonal."""
+        """The characters that the best trials confuse: a heat map of true over read, without the correct diagonal, or
+        of a large alphabet the most frequent pairs."""
         if not self.readings:
             return ""
         assert self.pool is not None
@@ -351,13 +357,19 @@ class Page:
                 pairs.update(confusions(true, read))
         if not pairs:
             return ""
-        characters = [*self.config.image.characters, "lost"]
+        if self.alphabet.classes > _MATRIX:
+            found = most_frequent(pairs, _PAIRS)[::-1]
+            figure = go.Figure(go.Bar(x=[count for _, count in found], y=[pair for pair, _ in found], orientation="h"))
+            figure.update_yaxes(type="category")
+            return drawn(figure, "how often", "true → read", height=120 + 18 * len(found))
+        characters = [*self.alphabet.characters, LOST]
         index = {character: place for place, character in enumerate(characters)}
         counts = np.zeros((len(characters), len(characters)), int)
         for (true, read), count in pairs.items():
             counts[index[true], index[read]] = count
         cells = [[int(value) or None for value in row] for row in counts[:-1]]
-        figure = go.Figure(go.Heatmap(z=cells, x=characters, y=characters[:-1], colorscale="Reds", xgap=1, ygap=1))
+        labels = [visible(character) for character in characters]
+        figure = go.Figure(go.Heatmap(z=cells, x=labels, y=labels[:-1], colorscale="Reds", xgap=1, ygap=1))
         figure.update_xaxes(type="category")
         figure.update_yaxes(type="category", autorange="reversed")
         return drawn(figure, "read", "true", height=max(380, 18 * len(characters)))
@@ -413,18 +425,6 @@ def drawn_or_told(title: str, make: Callable[[], str]) -> str:
     except Exception as error:
         logging.getLogger("sweep").error("the plot '%s' could not be made:", title, exc_info=error)
         return f"<p>could not be made: {escape(one_line(error))}</p>"
-
-
-def confusions(true: str, read: str) -> list[tuple[str, str]]:
-    """The pairs (true, read) of each character that is read as another, or not read at all (`lost`)."""
-    found = []
-    for edit in Levenshtein.opcodes(true, read):
-        if edit.tag == "replace":
-            pairs = zip(true[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end], strict=True)
-            found += list(pairs)
-        elif edit.tag == "delete":
-            found += [(character, "lost") for character in true[edit.src_start : edit.src_end]]
-    return found
 
 
 def axis(values: Sequence[Value], log: bool) -> tuple[list[float], dict[float, str]]:

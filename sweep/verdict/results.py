@@ -73,7 +73,8 @@ class Results:
             narrow = [[row[index] for index in shown] for row in (columns, *rows)]
             self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
         if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
-            self._writer.image("sweep/error_over_learning_rate", pictures.error_over_learning_rate(ranked), self._ended)
+            picture = pictures.error_over_learning_rate(ranked, self._config)
+            self._writer.image("sweep/error_over_learning_rate", picture, self._ended)
 
     def _link_top(self, ranked: Iterable[TrialRecord]) -> None:
         """Links the best trials in `top/`, a second log directory for sweeps with too many trials for TensorBoard's

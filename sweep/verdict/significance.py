@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, fisher_exact, t
 
 
 def interval(wrong: int, images: int) -> tuple[float, float]:
@@ -26,6 +26,13 @@ def p_value(wrong: np.ndarray, other_wrong: np.ndarray) -> float:
     only_second = int((other_wrong & ~wrong).sum())
     differing = only_first + only_second
     return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
+def difference_p_value(wrong: int, images: int, other_wrong: int, other_images: int) -> float:
+    """p value of Fisher's exact test (Fisher 1922): the probability that two kinds of images that are equally hard have
+    error rates that differ at least this much."""
+    table = [[wrong, images - wrong], [other_wrong, other_images - other_wrong]]
+    return float(fisher_exact(table).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

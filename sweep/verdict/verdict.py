@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from model.data.alphabet import Alphabet
 from model.data.pool_file import Split
 from model.data.pools import SplitPools, open_split
 from model.network import ctc
@@ -14,10 +16,12 @@ from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
 from sweep.search.records import TrialRecord
 from sweep.search.search import Search
+from sweep.verdict.misreadings import Misreadings
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.wording.formatting import percent, span
 
 COMPARED = 5  # best trials whose readings are shown for the worst images
+_INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)  # types of class indices, by the alphabet's size
 SURE = 0.05  # significance level: p must be below it to count as a difference
 
 
@@ -59,6 +63,7 @@ class Verdict:
         self.config, self.workplace = config, workplace
         self.ranked = search.ranked()
         self.scored = [record for record in self.ranked if record.error_rate is not None]
+        self.alphabet = Alphabet(config.image.characters)
         self.pool: SplitPools | None = self._pool("valid")
         self.readings = self._readings()
         self.confirmed = self._confirmed(search)
@@ -78,12 +83,12 @@ class Verdict:
             decoded = checkpoints.load(path)[key] if path.is_file() else None  # reading a FIFO would never end
         except (OSError, ValueError, KeyError):
             return None
-        kinds = (torch.uint8, torch.int16, torch.int32)
-        if not isinstance(decoded, torch.Tensor) or decoded.dtype not in kinds or decoded.ndim != 2:
+        if not isinstance(decoded, torch.Tensor) or decoded.dtype not in _INDICES or decoded.ndim != 2:
             return None
-        largest = len(self.config.image.characters)  # 0 pads, the first character is 1
         images, steps = decoded.shape
-        if images != len(pool) or steps < pool.labels.shape[1] or int(decoded.max()) > largest:
+        if images != len(pool) or steps < pool.labels.shape[1]:
+            return None
+        if not 0 <= int(decoded.min()) <= int(decoded.max()) < self.alphabet.classes:
             return None
         return decoded.numpy(), ~ctc.exact_matches(decoded, torch.from_numpy(pool.labels)).numpy()
 
@@ -125,15 +130,54 @@ class Verdict:
         rows = np.argsort(-counts, kind="stable")[:most]
         return [(int(row), int(counts[row])) for row in rows if counts[row]]
 
+    @cached_property
+    def misreadings(self) -> Misreadings | None:
+        """What the winner misreads among the validation images; None if its readings are missing, or say nothing
+        because it never left the all-blank plateau."""
+        if self.pool is None or not self.readings or self.readings[0].record != self.scored[0]:
+            return None
+        winner = self.readings[0]
+        if winner.record.on_plateau:
+            return None
+        return Misreadings(self.pool.labels, winner.decoded, winner.wrong, self.alphabet)
+
+    @property
+    def advice(self) -> list[str]:
+        """A sentence on what the winner misreads and what to try against it, if that is clear."""
+        if self.misreadings is None:
+            return []
+        sentence = self.misreadings.advice(self.config.with_values(self.scored[0].values).trial())
+        return [sentence] if sentence else []
+
+    @property
+    def on_plateau(self) -> list[TrialRecord]:
+        """The trials that never left the all-blank plateau, by number."""
+        return sorted((record for record in self.scored if record.on_plateau), key=lambda record: record.number)
+
+    @property
+    def plateau(self) -> str:
+        """A sentence that names the trials that never left the all-blank plateau; empty if all did."""
+        found = [record.name[:4] for record in self.on_plateau]
+        if not found:
+            return ""
+        trials = "All trials" if len(found) == len(self.scored) else listed(found)
+        return (
+            f"{trials} never left CTC's all-blank plateau: at the end they read nothing in most images. Higher "
+            "learning rates, more epochs or more time steps for each character lead off it."
+        )
+
     def interval(self, record: TrialRecord) -> tuple[float, float]:
         """95 % confidence interval of one run's validation error."""
         return interval(round(record.score("error_rate") * self.images), self.images)
 
     @property
     def sentences(self) -> list[str]:
-        """One or two sentences: the best config and the interval of its error; which others may be as good."""
+        """Up to three sentences: the best config and the interval of its error; which others may be as good; what the
+        best misreads and what to try against that."""
         if not self.scored:
             return ["No trial has reached the end of an epoch."]
+        if len(self.on_plateau) == len(self.scored):
+            return [self.plateau]
         if self.confirmed:
             best = self.confirmed[0]
             seeds, images = best.wrong.shape
@@ -141,7 +185,7 @@ class Verdict:
                 f"{best.record.name} reads best: trained again with {seeds} fresh seeds it gets {percent(best.error)} "
                 f"of {images:,} unseen test texts wrong (95 % interval {span(best.interval)})."
             )
-            return [first, *_compared(self.confirmed, "on the test set")]
+            return [first, *_compared(self.confirmed, "on the test set"), *self.advice]
         winner = self.scored[0]
         first = (
             f"{winner.name} reads best: {percent(winner.error_rate)} of {self.images:,} validation texts are wrong "
@@ -149,7 +193,13 @@ class Verdict:
         )
         if not self.readings or self.readings[0].record != winner:
             return [first]
-        return [first, *_compared(self.readings, "on these images")]
+        return [first, *_compared(self.readings, "on these images"), *self.advice]
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """The names with commas, at most so many of them."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> list[str]:
