@@ -33,7 +33,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
     add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")
-    add("--resume", type=Path, metavar="FOLDER", help="go on with the sweep in this folder")
+    to_resume = "go on with the sweep in this folder; without a folder: start the sweep NAME, or go on with it"
+    add("--resume", type=Path, nargs="?", const=True, metavar="FOLDER", help=to_resume)
     add("--retry-failed", action="store_true", help="with --resume: run the trials that failed once more")
     add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")

@@ -65,6 +65,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _read_and_check(options: argparse.Namespace) -> Request:
     """Reads the config and checks all that needs neither torch nor Ray. Raises ConfigError."""
+    options.start_or_resume = options.resume is True  # --resume without a folder
+    if options.start_or_resume:
+        options.resume = None
+        if options.name is None:
+            raise ConfigError(["--resume: needs the FOLDER of a sweep, or --name of one to start or go on with"])
     for option in ("resume", "output_dir", "cache_dir"):
         if (folder := getattr(options, option)) is not None:
             setattr(options, option, folders.expanded(folder, f"--{option.replace('_', '-')}"))
@@ -72,6 +77,8 @@ def _read_and_check(options: argparse.Namespace) -> Request:
     pools = folders.cache_folder(config)
     folders.refuse_pictures(pools, "data.cache" if options.cache_dir is None else "--cache-dir")
     roots = [] if options.resume else folders.candidates(options)
+    if options.start_or_resume:
+        folders.require_free_or_same(roots[0], config)
     with blaming(*origin):
         check_shares(config, cpus=usable_cpus())
     return Request(options, config, origin, pools, roots)
@@ -102,8 +109,8 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
             raise ConfigError(
                 [f"--resume: must be a sweep's folder, got '{options.resume}': there is no sweep.yaml in it"]
             )
-    elif options.retry_failed:
-        raise ConfigError(["--retry-failed: needs --resume FOLDER"])
+    elif options.retry_failed and not options.start_or_resume:
+        raise ConfigError(["--retry-failed: needs --resume"])
     if options.trials is not None:
         if not 1 <= options.trials < 2**31:
             raise ConfigError([f"--trials must be at least 1 and below {2**31}, got {options.trials}"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from model.data.pools import another_main_module, ensure_pools
 from model.system.files import remove_leftovers, replace_file
-from sweep.config import ConfigError, SweepConfig, blaming, layout
+from sweep.config import ConfigError, SweepConfig, blaming
 from sweep.config.workplace import Workplace
 from sweep.execution import dry_run, folders, in_process, interrupts
 from sweep.execution.start import Request
@@ -45,12 +45,11 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
         return Workplace(root, request.pools, allotment.threads, allotment.gpus)
 
     if options.resume:
-        workplace = workplace_in(folders.writable(options.resume, "--resume"))
-        layout.require("--resume", workplace.root)
-        if (lock := folders.take_lock(workplace)) is None:
-            raise ConfigError(
-                [f"--resume: must be a sweep that has stopped, got '{options.resume}': this sweep is running"]
-            )
+        workplace = workplace_in(options.resume)
+        lock = folders.take_begun("--resume", workplace)
+    elif options.start_or_resume:
+        workplace = workplace_in(request.roots[0])
+        lock = folders.take_new_or_begun(workplace.root, config, workplace_in)
     else:
         workplace, lock = folders.take_new(request.roots, config, workplace_in)
     closing.callback(lock.release)
@@ -144,7 +143,7 @@ class Sweep:
         for record in search.finished:
             reporter.ended(record)
         if search.exhausted:
-            terminal.say("nothing is left to do", at=0)
+            terminal.say("nothing is left to do: all trials of this sweep have ended", at=0)
         elif self.cluster is None:
             in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
         else:
