@@ -30,6 +30,8 @@ ENVIRONMENT = {
     # Ray's processes try to connect for as long as by default, but fifty times as often: they all start at once.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
+    # Under `uv run`, Ray would upload the working directory, and build the environment again for each worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Turns off Tune's own TensorBoard, CSV and JSON loggers, and its warning that it saves its state often.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
