@@ -40,6 +40,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
     add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
     add("--dry-run", action="store_true", help="show config, space and five sampled trials; start nothing")
+    where = "the Ray cluster: local (default) starts one of its own, auto or HOST:PORT joins one that runs"
+    add("--address", default="local", metavar="ADDRESS", help=where)
     add("--local", action="store_true", help="run the trials in this process, without Ray")
     add("--tensorboard", action="store_true", help="serve TensorBoard on 127.0.0.1 while the sweep runs")
     loudness = parser.add_mutually_exclusive_group()

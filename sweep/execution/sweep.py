@@ -17,10 +17,11 @@ from sweep.execution import dry_run, folders, in_process, interrupts
 from sweep.execution.start import Request
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
-from sweep.machine.resources import Allotment, Machine, allot, this_machine
+from sweep.machine.resources import Allotment, Machine, allot, this_machine, together
 from sweep.search.samplers import trial_count
 from sweep.search.search import Search
 from sweep.tensorboard.server import TensorBoard
+from sweep.terminal import nodes_table
 from sweep.terminal.terminal import Terminal, as_argument
 from sweep.verdict.reporter import Reporter
 from sweep.wording import faults
@@ -34,15 +35,16 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     """Shares out the machine, takes the sweep's folder and lock, and runs the sweep. Returns the exit code. Callbacks
     that the caller must run at the end are pushed onto `closing`. Raises ConfigError."""
     options, config = request.options, request.config
+    members = _ready_nodes(request, cluster)
     machine = this_machine()
     with blaming(*request.origin):
-        allotment = allot(config, machine, trial_count(config.search), options.local)
+        allotment = allot(config, machine, trial_count(config.search), options.local, members)
     if options.dry_run:
         dry_run.show(config, allotment)
         return 0
 
     def workplace_in(root: Path) -> Workplace:
-        return Workplace(root, request.pools, allotment.threads, allotment.gpus)
+        return Workplace(root, request.pools, allotment.threads, allotment.gpus, elsewhere=bool(members))
 
     if options.resume:
         workplace = workplace_in(options.resume)
@@ -55,9 +57,28 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     closing.callback(lock.release)
     root = workplace.root
     resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
+    if members:
+        resume += f" --address {options.address}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
+    machine = together(members) if members else machine
     return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
+
+
+def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine]:
+    """The nodes of a joined cluster, after looking at each and showing what there is; none without one. Raises
+    ConfigError if a trial could not run on one of them."""
+    if cluster is None or not cluster.joined:
+        return []
+    from sweep.execution import nodes  # imports Ray, which --local does without
+
+    cluster.wait()
+    root = request.options.resume or request.roots[0]
+    found = nodes.look(request.config, root, request.pools)
+    if not request.options.quiet:
+        nodes_table.show(found)
+    nodes.require_ready(found, root, request.pools)
+    return [node.machine for node in found]
 
 
 @dataclass
