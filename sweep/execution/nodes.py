@@ -9,6 +9,8 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+from rich.table import Table
 
 from model.data.pools import pool_specs
 from sweep.config import ConfigError, SweepConfig
@@ -82,6 +84,22 @@ def _node(found: dict[str, Any], answer: node.Answer | str) -> Node:
         None if isinstance(answer, str) else answer,
         answer if isinstance(answer, str) else "",
     )
+
+
+def show(nodes: Sequence[Node]) -> None:
+    """Prints the nodes as a table."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("node", "CPUs", "GPUs", "GPU", "Python", "torch", "Ray", "free for images", "folder"):
+        table.add_column(column, justify="right" if column in ("CPUs", "GPUs", "free for images") else "left")
+    for found in nodes:
+        cells = ["–", "–", "–", "–", found.silence]
+        if (answer := found.answer) is not None:
+            folder = "ready" if answer.shares_outputs and answer.problem is None else "missing"
+            versions = [answer.versions[key] for key in ("python", "torch", "ray")]
+            cells = [*versions, f"{answer.free / 1e9:,.1f} GB", folder]
+        table.add_row(found.address, str(found.cpus), str(found.gpus), found.machine.gpu_name, *cells)
+    console = Console(highlight=False, markup=False, emoji=False)
+    Console(highlight=False, markup=False, emoji=False, width=None if console.is_terminal else 160).print(table)
 
 
 def require_ready(nodes: Sequence[Node], outputs: Path, images: Path) -> None:

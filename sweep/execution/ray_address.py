@@ -38,7 +38,7 @@ def require_joinable(address: str) -> tuple[str, Parts]:
             [f"--address: RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')} needs a token in {_TOKEN_PLACES}"]
         ) from None
     except grpc.RpcError as error:
-        raise ConfigError([_meaning(error.code(), found)]) from None
+        raise ConfigError([_meaning(error.code(), found if address == "auto" else address)]) from None
 
 
 def _resolved(address: str) -> str:

@@ -88,6 +88,14 @@ class RayCluster(ABC):
         because then all processes of a cluster of our own end."""
         return self._lost if self._over.is_set() else self._ended_part()
 
+    def has_lost(self, node_id: str | None) -> bool:
+        """Whether a node other than this machine has ended. Ray itself notices the loss of a process at once, but that
+        of its node only seconds later, so the node's raylet is knocked at."""
+        for node in ray.nodes() if self.joined else []:
+            if node["NodeID"] == node_id:
+                return not node["Alive"] or not _answers((node["NodeManagerAddress"], node["NodeManagerPort"]))
+        return False
+
     @abstractmethod
     def _prepare(self, closing: ExitStack) -> None:
         """Checks what can be checked without Ray, when signals are already taken by their thread. What must be undone
@@ -365,6 +373,13 @@ def _signals_taken_by_a_thread() -> Iterator[threading.Event]:
             signal.signal(number, signal.getsignal(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGUSR1, usual)
+
+
+def _answers(place: tuple[str, int]) -> bool:
+    with suppress(OSError):
+        socket.create_connection(place, timeout=2).close()
+        return True
+    return False
 
 
 def _require_loopback() -> None:

@@ -21,7 +21,6 @@ from sweep.machine.resources import Allotment, Machine, allot, this_machine, tog
 from sweep.search.samplers import trial_count
 from sweep.search.search import Search
 from sweep.tensorboard.server import TensorBoard
-from sweep.terminal import nodes_table
 from sweep.terminal.terminal import Terminal, as_argument
 from sweep.verdict.reporter import Reporter
 from sweep.wording import faults
@@ -76,7 +75,7 @@ def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine
     root = request.options.resume or request.roots[0]
     found = nodes.look(request.config, root, request.pools)
     if not request.options.quiet:
-        nodes_table.show(found)
+        nodes.show(found)
     nodes.require_ready(found, root, request.pools)
     return [node.machine for node in found]
 

@@ -5,9 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import model
-import sweep
-
+_ROOT = Path(__file__).parents[2]
 _PACKAGES = ("crnn-sweep", "torch", "optuna", "ray")  # a trial's numbers and the search's choices depend on them
 
 
@@ -25,8 +23,6 @@ def _version(package: str) -> str:
 def source_digest() -> str:
     """A short hash of this program's source files, which may differ where its version does not."""
     digest = hashlib.sha256()
-    for package in (model, sweep):
-        root = Path(str(package.__file__)).parent
-        for file in sorted(root.rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    for file in sorted(file for package in ("model", "sweep") for file in (_ROOT / package).rglob("*.py")):
+        digest.update(str(file.relative_to(_ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:8]
