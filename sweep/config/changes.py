@@ -6,7 +6,15 @@ from typing import Any
 from sweep.config.sweep import SweepConfig
 
 # Settings that a resume may change: how many trials, how many at once and on what, and where the images are kept.
-CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.cache")
+CHANGEABLE = (
+    "search.trials",
+    "search.max_concurrent",
+    "search.max_failures",
+    "search.max_node_losses",
+    "confirm",
+    "resources",
+    "data.cache",
+)
 
 
 def fixed_changes(before: SweepConfig, after: SweepConfig) -> list[str]:

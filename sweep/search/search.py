@@ -299,14 +299,16 @@ class Search:
             self._end(record)
         return record.state == "running" and not self.halted
 
-    def fail(self, number: int, error: str, out_of_memory: bool = False) -> None:
+    def fail(self, number: int, error: str, out_of_memory: bool = False, node_lost: bool = False) -> None:
         """Takes note of a trial that raised an error or lost its process. It is retried from its checkpoint up to
-        `search.max_failures` times; after an out-of-memory error only when no other trial runs."""
+        `search.max_failures` times; after an out-of-memory error only when no other trial runs. The loss of a node,
+        which is not the trial's fault, is counted apart: up to `search.max_node_losses`."""
         if number not in self._live:
             return
         record = replace(self.records[number], error=error)
-        if record.failures < self.config.max_failures:
-            self._release(replace(record, failures=record.failures + 1))
+        failures, losses = record.failures + (not node_lost), record.node_losses + node_lost
+        if failures <= self.config.max_failures and losses <= self.config.max_node_losses:
+            self._release(replace(record, failures=failures, node_losses=losses))
             (self._alone if out_of_memory else self._again).append(number)
         else:
             self._keep(replace(record, state="failed"))
