@@ -43,8 +43,9 @@ def test_a_ray_that_does_not_end_does_not_keep_the_sweep_from_ending() -> None:
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder for temporary files, with a name that is short enough for Ray's sockets."""
+    tmp_path_factory.getbasetemp()  # made now, because it would be made in this folder, and go with it
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
