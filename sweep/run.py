@@ -34,12 +34,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
     add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")
-    add("--resume", type=Path, metavar="FOLDER", help="go on with the sweep in this folder")
+    to_resume = "go on with the sweep in this folder; without a folder: start the sweep NAME, or go on with it"
+    add("--resume", type=Path, nargs="?", const=True, metavar="FOLDER", help=to_resume)
     add("--retry-failed", action="store_true", help="with --resume: run the trials that failed once more")
     add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
     add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
     add("--dry-run", action="store_true", help="show config, space and five sampled trials; start nothing")
+    where = "the Ray cluster: local (default) starts one of its own, auto or HOST:PORT joins one that runs"
+    add("--address", default="local", metavar="ADDRESS", help=where)
     add("--local", action="store_true", help="run the trials in this process, without Ray")
     add("--tensorboard", action="store_true", help="serve TensorBoard on 127.0.0.1 while the sweep runs")
     loudness = parser.add_mutually_exclusive_group()

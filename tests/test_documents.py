@@ -79,6 +79,7 @@ NOT_RUN = {
     r"pip install \.": "test_packaging.py builds the wheel that it installs, without the network",
     r"\.venv/bin/pip install -q pre-commit .*": "it installs Git hooks, from the network; a test compares them with CI",
     r"uv venv && uv pip install -e '\.\[test\]'": "uv is another program; the package and its extra are pip's",
+    r"uv run python -m sweep\.run": "test_ray_cluster.py runs it",
     r"nvidia-cuda-mps-control -d": "it takes an NVIDIA driver",
     r"echo quit \| nvidia-cuda-mps-control": "it takes an NVIDIA driver",
 }

@@ -15,6 +15,7 @@ import pytest
 
 from sweep.execution import ray_cluster
 from sweep.run import main
+from tests.conftest import REPOSITORY
 from tests.processes import Start, Sweep, resume, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
@@ -42,8 +43,9 @@ def test_a_ray_that_does_not_end_does_not_keep_the_sweep_from_ending() -> None:
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder for temporary files, with a name that is short enough for Ray's sockets."""
+    tmp_path_factory.getbasetemp()  # made now, because it would be made in this folder, and go with it
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -105,6 +107,32 @@ def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Pa
     (left,) = parent.iterdir()
     with ray_cluster._session_folder():
         assert not left.exists()
+
+
+@pytest.mark.slow
+def test_under_uv_run_ray_uploads_nothing_and_trials_run_in_the_environment_of_the_sweep(
+    arguments: Callable[..., list[str]], temporary: Path, tmp_path: Path
+) -> None:
+    """`uv run --active` takes this environment as it is: `--no-sync` keeps it from being changed."""
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert uv is not None
+    command = [uv, "run", "--active", "--no-sync", "python", "-m", "sweep.run", *arguments("r", **LONG)]
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
+    try:
+        wait_for(lambda: process.poll() is not None or list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+        assert process.poll() is None
+        family = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in family if "ray::" in "".join(child.cmdline())]
+        assert workers
+        assert {worker.cwd() for worker in workers} == {str(REPOSITORY)}
+        assert list(temporary.rglob("_ray_pkg_*")) == []
+        assert not [child for child in family if child.name() == "uv"]
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(120) == 130
+        assert psutil.wait_procs(family, timeout=20)[1] == []
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("given", ["", "  "])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,7 @@ print(bool(class_cache.DEFAULT_ENV_VARS) and bool(class_cache.ENV_VARS_TO_PROPAG
 
 
 def printed(code: str, **environment: str) -> str:
-    clean = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT and name != "RAY_AUTH_TOKEN"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
 
@@ -51,7 +52,7 @@ for name in sys.argv[1:]:
     if not any(word.encode() in text for text in texts for word in names):
         print(name)
 """
-    command = [sys.executable, "-c", code, *ENVIRONMENT, "RAY_AUTH_TOKEN"]
+    command = [sys.executable, "-c", code, *ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
 
 
@@ -64,3 +65,24 @@ def test_each_sweep_has_a_new_token_unless_it_is_given_one(given: str) -> None:
     else:
         assert len(first) == len(second) == 64
         assert first != second
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"RAY_AUTH_TOKEN": " "}, {"RAY_AUTH_TOKEN": "theirs"}, {"RAY_AUTH_TOKEN_PATH": "f"}]
+)
+def test_to_join_a_cluster_no_token_is_made_and_one_that_is_given_is_used(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    code = """
+import os
+from sweep.execution.ray_compat import *
+set_environment(joining=True)
+print((os.environ.get("RAY_AUTH_TOKEN") or "").strip() or None, os.environ.get("RAY_AUTH_MODE"))
+"""
+    token, mode = printed(code, HOME=str(tmp_path), **given).split()[-2:]
+    used = any(value.strip() for value in given.values())
+    assert mode == ("token" if used else "None")
+    assert token == (given.get("RAY_AUTH_TOKEN", "").strip() or "None")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("theirs")
+    assert printed(code, HOME=str(tmp_path), **given).split()[-1] == "token"

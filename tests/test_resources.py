@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweep.config import QUICKSTART, SweepConfig, load
+from sweep.config import QUICKSTART, ConfigError, SweepConfig, load
 from sweep.machine.cpus import usable_cpus
 from sweep.machine.resources import Machine, allot, mps_runs, recommend, trials_per_gpu
 from sweep.terminal.terminal import Terminal
@@ -157,3 +157,43 @@ finally:
 def test_a_real_cgroups_quota_limits_the_cpus() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_CGROUP], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "share"),
+    [
+        # CPUs alone: as many trials at once as there are cores, on all nodes
+        ([(8, 0), (8, 0), (4, 0)], {"search.trials": 100}, (1.0, 0.0, 20)),
+        ([(8, 0), (4, 0)], {"search.trials": 4}, (1.0, 0.0, 4)),
+        ([(8, 0), (4, 0)], {"resources.cpus": 3}, (3.0, 0.0, 3)),
+        # one that is too small for a trial is left out
+        ([(8, 0), (2, 0)], {"resources.cpus": 4}, (4.0, 0.0, 2)),
+        # GPUs: never more on a card than its shares; a node without one trains nothing; the scarcest CPUs decide
+        ([(16, 2), (16, 2)], {"resources.gpus": 0.5}, (4.0, 0.5, 8)),
+        ([(16, 2), (8, 2), (64, 0)], {"resources.gpus": 0.5}, (2.0, 0.5, 8)),
+        ([(16, 1), (16, 3)], {"resources.gpus": 2}, (16.0, 2.0, 1)),
+        ([(2, 4), (16, 1)], {"resources.gpus": 1}, (0.5, 1.0, 5)),
+    ],
+)
+def test_the_nodes_of_a_cluster_are_shared_out_each_as_far_as_it_goes(
+    tmp_path: Path, nodes: list[tuple[int, int]], settings: dict[str, float], share: tuple[float, float, int]
+) -> None:
+    given = load(QUICKSTART, {"data.cache": str(tmp_path), **settings})
+    machines = [Machine(cpus, gpus, "a card") for cpus, gpus in nodes]
+    allotment = allot(given, Machine(2, 0), given.search.trials or 100, local=False, nodes=machines)
+    assert (allotment.cpus, allotment.gpus, allotment.at_once) == share
+    assert allotment.total_cpus == 2  # this machine's, which renders the images
+
+
+def test_a_cluster_of_one_node_is_shared_out_as_a_machine_is(tmp_path: Path) -> None:
+    for machine in (MACHINE, Machine(3, 0), Machine(2, 8, "a card")):
+        for settings in ({}, {"search.max_concurrent": 3}, {"resources.gpus": 0}, {"resources.cpus": 1.5}):
+            given = load(QUICKSTART, {"data.cache": str(tmp_path), **settings})
+            shares = [allot(given, machine, trials=9, local=False, nodes=nodes) for nodes in ([], [machine])]
+            assert shares[0] == shares[1]
+
+
+def test_what_no_node_has_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    given = load(QUICKSTART, {"data.cache": str(tmp_path), "resources.cpus": 8, "resources.gpus": 1})
+    with pytest.raises(ConfigError, match=r"resources.cpus 8 and resources.gpus 1 .*16 CPUs and 0 GPUs, 4 CPUs and 2"):
+        allot(given, Machine(2, 0), 10, local=False, nodes=[Machine(16, 0), Machine(4, 2, "a card")])

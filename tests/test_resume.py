@@ -17,9 +17,21 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sweep.config import QUICKSTART, load
 from sweep.tensorboard.event_file import EventFile
 from tests.board import serve
-from tests.processes import LocalSweep, Start, StartLocal, Sweep, resume, resume_local, wait_for
+from tests.processes import (
+    TINY,
+    UNCONFIRMED,
+    LocalSweep,
+    Start,
+    StartLocal,
+    Sweep,
+    resume,
+    resume_local,
+    sets,
+    wait_for,
+)
 from tests.results import (
     assert_curves_without_scars,
     assert_nothing_left_over,
@@ -529,3 +541,102 @@ def test_a_dry_run_tells_the_space_that_checkpoints_need(start: Start, local: St
     two = sum(path.stat().st_size for path in sorted(folder.glob("epoch_*.pt"))[-2:])
     assert float(told[1]) * 1e6 == pytest.approx(two, rel=0.5, abs=1e5)
     assert float(told[2]) * 1e6 == pytest.approx(2 * (folder / "best.pt").stat().st_size, rel=0.5, abs=1e5)
+
+
+def test_one_command_starts_a_sweep_and_once_more_says_that_it_has_ended(local: StartLocal, tmp_path: Path) -> None:
+    few = {"search__trials": 1, "training__epochs": 1}
+    for said in ("0000 completed", "all trials of this sweep have ended"):
+        code, printed = local("r", "--resume", **few).wait()
+        assert code == 0, printed
+        assert said in printed
+    assert len(leaderboard(tmp_path / "r")) == 1
+
+
+@pytest.mark.slow
+def test_one_command_starts_a_sweep_goes_on_with_it_after_each_kill_and_says_that_it_has_ended(
+    local: StartLocal, whole: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    (root / "ray").mkdir(parents=True)  # what a start leaves that was killed before it wrote sweep.yaml
+    (root / ".sweep.yaml.0123").write_text("format:")
+    for reached in ("sweep.yaml", "trials/0000*/epoch_0002.pt", "trials/0001*/epoch_0001.pt"):
+        sweep = local("r", "--resume", **WHOLE)
+        wait_for(lambda reached=reached: list(root.glob(reached)))
+        sweep.kill()
+    code, printed = local("r", "--resume", **WHOLE).wait()
+    assert code == 0, printed
+    assert decided(root) == decided(whole)
+    assert curves(root) == curves(whole)
+    code, printed = local("r", "--resume", **WHOLE).wait()
+    assert code == 0
+    assert "all trials of this sweep have ended" in printed
+    code, printed = local("r", "--resume", "--trials", "3", **WHOLE).wait()
+    assert code == 0, printed
+    assert len(leaderboard(root)) == 3
+
+
+@pytest.mark.slow
+def test_an_ended_sweep_that_is_started_again_has_the_exit_code_of_its_trials(
+    local: StartLocal, tmp_path: Path
+) -> None:
+    settings = {"search__space": "{network.encoder.size: {grid: [8, 1000000000]}}", "search__searcher": "grid"}
+    for options in ([], [], ["--retry-failed"]):
+        output = (tmp_path / "r.txt").read_text() if (tmp_path / "r.txt").exists() else ""
+        code, printed = local("r", "--resume", *options, **settings, training__epochs=1).wait()
+        assert code == 1, printed
+    assert printed.removeprefix(output).count("0001 failed") == 1  # it ran again, for --retry-failed
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--set", "training.epochs=6"], ["training.epochs"]),
+        (["--set", "search.seed=1", "--set", "data.seed=2"], ["search.seed", "data.seed"]),
+        (["--trial", "optimizer.lr=1e-3"], ["search.space", "search.searcher"]),
+        (["--config", "captcha_break"], [" more "]),
+    ],
+)
+def test_a_name_that_has_begun_with_other_settings_is_refused_with_the_keys_that_differ(
+    local: StartLocal, tmp_path: Path, changed: list[str], named: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from sweep.run import main
+
+    root = tmp_path / "r"
+    root.mkdir()
+    begun = load(QUICKSTART, {**TINY, **UNCONFIRMED})
+    (root / "sweep.yaml").write_text(begun.yaml)
+    command = ["--name", "r", "--resume", "--output-dir", str(tmp_path), *sets({**TINY, **UNCONFIRMED})]
+    assert main([*command, *changed]) == 2
+    message = capfd.readouterr().err
+    assert message.startswith("--resume: ")
+    assert message.count("\n") == 1
+    assert all(key in message for key in [*named, "sweep.yaml"])
+    assert "data.cache" not in message
+    assert [path.name for path in root.iterdir()] == ["sweep.yaml"]
+
+
+def test_a_sweep_that_runs_is_not_started_a_second_time_by_its_own_command(
+    local: StartLocal, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    long = {"training__epochs": 50, "search__early_stopping": "none"}
+    first = local("r", "--resume", **long)
+    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    code, printed = LocalSweep(tmp_path / "second.txt", *arguments("r", **long), "--resume").wait()
+    assert code == 2
+    assert "this sweep is running" in printed
+    first.kill()
+
+
+def test_a_folder_that_holds_no_sweep_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from sweep.run import main
+
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name in ("precious", "file"):
+        assert main(["--name", name, "--resume", "--output-dir", str(tmp_path)]) == 2
+        message = capfd.readouterr().err
+        assert message.startswith(f"--name: must be a new one or that of a sweep, got '{name}'")
+    assert [path.name for path in (tmp_path / "precious").iterdir()] == ["thesis.tex"]
+    assert main(["--resume", "--output-dir", str(tmp_path)]) == 2
+    assert "--name" in capfd.readouterr().err

@@ -49,6 +49,18 @@ def run(search: Search, loss_of: Callable[[TrialRecord, int], float]) -> list[Tr
     return list(search.records.values())
 
 
+def test_lost_nodes_are_counted_apart_from_a_trials_own_failures(tmp_path: Path) -> None:
+    few = {"search__trials": 1, "search__max_failures": 1, "search__max_node_losses": 2}
+    search = Search(config(**few), tmp_path / "study.db")
+    for node_lost, left in ((True, True), (False, True), (True, True), (True, False)):
+        record = search.ask()
+        assert record is not None
+        search.fail(record.number, "lost", node_lost=node_lost)
+        assert search.exhausted != left
+    assert search.records[0].state == "failed"
+    assert (search.records[0].failures, search.records[0].node_losses) == (1, 2)
+
+
 def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
     search = Search(config(search__trials=5, search__max_failures=0), tmp_path / "study.db")
     for outcome in ("completed", "diverged", "failed", "lost"):

@@ -185,3 +185,16 @@ def test_a_lost_process_is_told_by_the_last_lines_of_rays_report() -> None:
     assert last_error(report) == "The actor is dead because it was killed."
     bus = "DataLoader worker (pid 7) is killed by signal: Bus error. Please try to raise your shared memory limit."
     assert last_error(bus).endswith("resources.cpus: 1 helps")
+
+
+def test_on_another_machine_a_trial_renders_the_images_that_this_one_lacks(tmp_path: Path) -> None:
+    config, images = load(QUICKSTART, {**TINY, **UNCONFIRMED}), tmp_path / "images"
+    place = Workplace(tmp_path, images, threads=1, gpus=0)
+    alone, elsewhere = (
+        Trial(config, each, TrialRecord(0, "0000", {})) for each in (place, replace(place, elsewhere=True))
+    )
+    assert alone.step()["state"] != "running"
+    alone.close()
+    assert elsewhere.step()["state"] == "running"
+    elsewhere.close()
+    assert sorted(path.name.partition("-")[0] for path in images.glob("*.pool")) == ["train", "valid"]

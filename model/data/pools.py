@@ -27,9 +27,13 @@ def pool_specs(config: TrialConfig, test: bool = False) -> list[PoolSpec]:
     return [spec for split in splits(config, test) for spec in source_of(config).specs(split)]
 
 
-def pool_bytes(config: TrialConfig, test: bool = False) -> int:
-    """The size of these pools on the disk, at most."""
-    return sum(source_of(config).file_bytes(split) for split in splits(config, test))
+def pool_sizes(config: TrialConfig, test: bool = False) -> dict[str, int]:
+    """The files of these pools, with their sizes in bytes. What is known of a split's size is shared by its pools."""
+    source, sizes = source_of(config), dict[str, int]()
+    for split in splits(config, test):
+        specs = source.specs(split)
+        sizes |= {spec.name: source.file_bytes(split) // len(specs) for spec in specs}
+    return sizes
 
 
 class SplitPools:

@@ -86,6 +86,7 @@ class SearchConfig(Section):
     metric: Scored = "error_rate"
     max_concurrent: Positive | Literal["auto"] = "auto"
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 1
+    max_node_losses: Annotated[int, Field(ge=0, le=1000)] = 10
     seed: Seed = 0
     points: tuple[dict[str, AnyValue], ...] = ()
 

@@ -9,12 +9,13 @@ from filelock import FileLock
 @dataclass(frozen=True)
 class Workplace:
     """What each trial of a sweep works with: absolute folders, CPU threads, and GPUs (0 is none, a fraction a share of
-    one)."""
+    one). `elsewhere`: whether a trial may run on another machine, where images may be missing."""
 
     root: Path
     pools: Path
     threads: int
     gpus: float
+    elsewhere: bool = False
 
     def logs(self, name: str) -> Path:
         return self.root / "tensorboard" / name

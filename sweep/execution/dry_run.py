@@ -3,7 +3,7 @@
 import torch
 
 from model.config import TrialConfig
-from model.data.pools import pool_bytes
+from model.data.pools import pool_sizes
 from model.network.crnn import CRNN
 from sweep.config import SweepConfig, walk
 from sweep.machine.resources import Allotment
@@ -28,7 +28,7 @@ def show(config: SweepConfig, allotment: Allotment) -> None:
             print(f"#   {record.name}")
     if config.confirm is not None:
         print(f"# then the best {config.confirm.top} again, with {config.confirm.seeds} fresh seeds each")
-    images = pool_bytes(config, test=config.confirm is not None)
+    images = sum(pool_sizes(config, test=config.confirm is not None).values())
     running, kept = allotment.at_once * resume_bytes(config), search.most * best_bytes(config)
     print("# disk")
     print(f"#   images: {megabytes(images)} in {config.data.cache}")

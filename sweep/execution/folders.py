@@ -15,7 +15,8 @@ from platformdirs import user_cache_path
 from model.config import shown, unusable_path
 from model.data.pools import missing_pools
 from model.system.files import replace_file
-from sweep.config import ConfigError, SweepConfig
+from sweep.config import ConfigError, SweepConfig, layout, load
+from sweep.config.changes import fixed_changes
 from sweep.config.workplace import Workplace
 
 _OWN_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".mdb"}  # .mdb is LMDB
@@ -44,7 +45,8 @@ def cache_folder(config: SweepConfig) -> Path:
 
 def candidates(options: argparse.Namespace) -> list[Path]:
     """Paths for the folder of a new sweep, in order of preference: `--name`, or CONFIG-DATE-TIME and the same with a
-    number from 2 to 99. Raises ConfigError if `--name` is invalid or its folder already exists."""
+    number from 2 to 99. Raises ConfigError if `--name` is invalid, or if its folder already exists and the sweep is not
+    one to start or go on with."""
     outputs = writable(options.output_dir, "--output-dir")
     if options.name is None:
         stem = re.sub(r"[^A-Za-z0-9._=+-]", "-", options.config.stem)[:60].lstrip(".") or "sweep"
@@ -55,7 +57,7 @@ def candidates(options: argparse.Namespace) -> list[Path]:
             [f"--name: must be 1 to 100 letters, digits and . _ = + -, not a dot first, got {options.name!r}"]
         )
     root = outputs / options.name
-    if root.exists() and not _is_free(root):
+    if root.exists() and not _is_free(root) and not options.start_or_resume:
         raise _taken(root)
     return [root]
 
@@ -79,6 +81,50 @@ def take_new(
         except OSError as error:
             raise _not_writable("--output-dir", root.parent, str(error.strerror)) from None
     raise _taken(roots[0])
+
+
+def take_begun(option: str, workplace: Workplace) -> FileLock:
+    """Locks the folder of a sweep that has begun. Raises ConfigError if it is running or its folder is damaged."""
+    layout.require(option, writable(workplace.root, option))
+    if (lock := take_lock(workplace)) is None:
+        raise ConfigError(
+            [f"{option}: must be a sweep that has stopped, got '{workplace.root}': this sweep is running"]
+        )
+    return lock
+
+
+def take_new_or_begun(root: Path, config: SweepConfig, workplace: Callable[[Path], Workplace]) -> FileLock:
+    """Locks the folder of a sweep that begins now, or that has begun with the same settings. Raises ConfigError.
+
+    The folder is looked at again under its lock: until then, another command may have started the same sweep.
+    """
+    require_free_or_same(root, config)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = take_begun("--name", workplace(root))
+        try:
+            require_free_or_same(root, config)
+            if _is_free(root):
+                replace_file(root / "sweep.yaml", config.yaml.encode())
+        except BaseException:
+            lock.release()
+            raise
+    except OSError as error:
+        raise _not_writable("--output-dir", root.parent, str(error.strerror)) from None
+    return lock
+
+
+def require_free_or_same(root: Path, config: SweepConfig) -> None:
+    """Raises ConfigError unless a new sweep may have the folder, or the sweep in it began with the settings of
+    `config`. Those that any resume may change can differ."""
+    if not root.exists() or _is_free(root):
+        return
+    file = root / "sweep.yaml"
+    if not file.is_file():
+        raise ConfigError([f"--name: must be a new one or that of a sweep, got {root.name!r}: there is no {file}"])
+    if differing := fixed_changes(load(file, to_resume=True), config):
+        named = differing if len(differing) <= 6 else [*differing[:6], f"{len(differing) - 6} more"]
+        raise ConfigError([f"--resume: {', '.join(named)} must be as in {file}; for other settings use another --name"])
 
 
 def _is_free(root: Path) -> bool:

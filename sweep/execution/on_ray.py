@@ -11,6 +11,7 @@ from typing import Any
 from model.system.malloc import collector_paused
 
 with collector_paused():
+    import ray
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
@@ -28,6 +29,8 @@ with collector_paused():
 
 ray_compat.share_workers()
 
+_NODE_DIED = "its node has died"  # in Ray's reason for the death of an actor
+
 
 class RayTrial(tune.Trainable):
     """Adapts `Trial` to Ray Tune's class API: `step` trains one epoch, `cleanup` closes the trial. `step` also creates
@@ -43,7 +46,8 @@ class RayTrial(tune.Trainable):
         if self.trial is None:
             keep_to_share(self.workplace.gpus)
             self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
-        return {"result": (self.trial.step(),)}  # in a tuple: Tune flattens dictionaries in dictionaries
+        # In a tuple: Tune flattens dictionaries in dictionaries.
+        return {"result": (self.trial.step(),), "node": ray.get_runtime_context().get_node_id()}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -97,18 +101,22 @@ class _Decisions(_HasSearch, FIFOScheduler):
     def __init__(self, search: Search, cluster: RayCluster) -> None:
         super().__init__()
         self._search, self._cluster = search, cluster
+        self._places: dict[int, str] = {}  # a trial's number → the node on which it last trained an epoch
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with held_back():
+            self._places[trial.config["number"]] = result["node"]
             go_on = self._search.report(trial.config["number"], result["result"][0])
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if self._cluster.is_ending(within=1):
             return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
-        reason = str(trial.get_error() or "no reason was given")
+        number, reason = trial.config["number"], str(trial.get_error() or "no reason was given")
+        node_lost = _NODE_DIED in reason or self._cluster.has_lost(self._places.get(number))
+        what = "its node was lost" if node_lost else f"its process was lost: {last_error(reason)}"
         with held_back():
-            self._search.fail(trial.config["number"], f"its process was lost: {last_error(reason)}")
+            self._search.fail(number, what, node_lost=node_lost)
 
 
 def run(
@@ -144,7 +152,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(search),
             scheduler=_Decisions(search, cluster),
-            num_samples=search.most * (config.search.max_failures + 1),
+            num_samples=search.most * (config.search.max_failures + config.search.max_node_losses + 1),
             max_concurrent_trials=allotment.at_once,
             reuse_actors=True,
             trial_name_creator=_name,

@@ -1,4 +1,5 @@
-"""The sweep's own local Ray cluster: threads start, watch and stop Ray, while the sweep does other things."""
+"""The Ray cluster of a sweep, its own or one that it joins: threads start or join, watch and leave it, while the sweep
+does other things."""
 
 import fcntl
 import gc
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,11 +27,14 @@ import psutil
 from sweep.config import ConfigError
 from sweep.execution import interrupts, ray_compat
 
-ray_compat.set_environment()
+ray_compat.import_ray()
 
-import ray  # noqa: E402, which reads the environment that was set
+import ray  # noqa: E402
+
+from sweep.execution import ray_address  # noqa: E402, which imports Ray
 
 _PATIENCE = 10.0  # seconds that Ray gets to shut down
+_REFUSED, _SILENT = 2.0, 30.0  # seconds after which a server that refuses connections, or does not answer, is lost
 _SESSION = re.compile("[0-9a-f]{8}")
 _LONGEST_FOLDER = 107 - 64  # a Unix socket's path has at most 107 characters, of which Ray's part below takes 64
 
@@ -42,26 +47,25 @@ class RayLost(KeyboardInterrupt):
     """
 
 
-class RayCluster:
-    """Starts Ray in a thread; `wait()` returns when it is up. Raises ConfigError where Ray can't run.
+class RayCluster(ABC):
+    """Connects to Ray in a thread; `wait()` returns when it is up. Raises ConfigError where that can't be.
 
-    One thread starts and stops Ray and lives in between, because the kernel kills Ray's processes when the thread that
-    started them ends (PR_SET_PDEATHSIG). Another thread watches the processes, and raises RayLost in the main thread if
-    one ends before `wait()` or within `watched()`.
+    One thread connects and disconnects, and lives in between. Another thread watches Ray, and raises RayLost in the
+    main thread if it is lost before `wait()` or within `watched()`.
     """
 
-    def __init__(self, cpus: int) -> None:
-        _require_loopback()
-        self._cpus = cpus
-        self._processes: list[subprocess.Popen[bytes]] = []
+    joined = False  # whether others have started it
+
+    def __init__(self) -> None:
         self._up: Future[None] = Future()
         self._over = threading.Event()
         self._lost: str | None = None
         self._muted = False
         self._starting, self._watched, self._giving_up = True, False, threading.Lock()
-        self._closing = ExitStack()
-        self._folder = self._closing.enter_context(_session_folder())
-        self._terminated = self._closing.enter_context(_signals_taken_by_a_thread())
+        with ExitStack() as closing:
+            self._terminated = closing.enter_context(_signals_taken_by_a_thread())
+            self._prepare(closing)
+            self._closing = closing.pop_all()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         if self._in_main_thread:
             signal.signal(signal.SIGUSR2, self._interrupt)
@@ -76,20 +80,42 @@ class RayCluster:
             self._raise_if_lost()
         if (error := self._up.exception()) is not None:
             self._raise_if_lost()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RayLost(f"Ray did not start: {reason}; --local does without Ray") from error
+            raise self._not_up((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
 
     @property
     def lost(self) -> str | None:
-        """A sentence that names the essential process (GCS server or raylet) which has ended, or None. After `stop()`
-        it keeps its last value, because then all processes end."""
-        if self._over.is_set():
-            return self._lost
-        for process in self._processes:
-            name = Path(process.args[0]).name  # type: ignore[arg-type, index]
-            if name in ("gcs_server", "raylet") and process.poll() is not None:
-                return f"Ray's own process {name} has ended"
-        return None
+        """A sentence that says which essential part of Ray has ended, or None. After `stop()` it keeps its last value,
+        because then all processes of a cluster of our own end."""
+        return self._lost if self._over.is_set() else self._ended_part()
+
+    def has_lost(self, node_id: str | None) -> bool:
+        """Whether a node other than this machine has ended. Ray itself notices the loss of a process at once, but that
+        of its node only seconds later, so the node's raylet is knocked at."""
+        for node in ray.nodes() if self.joined else []:
+            if node["NodeID"] == node_id:
+                return not node["Alive"] or not _answers((node["NodeManagerAddress"], node["NodeManagerPort"]))
+        return False
+
+    @abstractmethod
+    def _prepare(self, closing: ExitStack) -> None:
+        """Checks what can be checked without Ray, when signals are already taken by their thread. What must be undone
+        at the end is pushed onto `closing`. Raises ConfigError."""
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Calls `ray.init`."""
+
+    @abstractmethod
+    def _not_up(self, reason: str) -> BaseException:
+        """The exception for a `ray.init` that has failed."""
+
+    @abstractmethod
+    def _ended_part(self) -> str | None:
+        """A sentence that names the essential part of Ray which has ended, or None."""
+
+    @abstractmethod
+    def _kill(self) -> None:
+        """Kills the processes of a Ray that is lost or does not end, if they are ours."""
 
     def is_ending(self, within: float) -> bool:
         """Whether Ray is lost or SIGTERM has come, or does within `within` seconds. A trial whose process has died is
@@ -159,8 +185,8 @@ class RayCluster:
             self._over.set()
 
     def close(self) -> None:
-        """Waits until Ray is down, which takes one to four seconds. Kills its processes if Ray is lost, or not down
-        after ten seconds."""
+        """Waits until Ray is down, or left, which takes one to four seconds. Kills the processes of a Ray of our own if
+        it is lost, or not down after ten seconds."""
         self.stop()
         if self.lost is None:
             self._thread.join(_PATIENCE)
@@ -169,17 +195,9 @@ class RayCluster:
         self._closing.close()
 
     def _live(self) -> None:
-        ray_compat.start_processes_with(self._start_process)
         ray_compat.silence_error_thread()
         try:
-            ray.init(
-                address="local",
-                num_cpus=self._cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="CRITICAL",  # the sweep reports a lost process itself, in one line
-                _temp_dir=self._folder,
-            )
+            self._connect()
             self._up.set_result(None)
         except BaseException as error:
             self._up.set_exception(error)
@@ -204,6 +222,44 @@ class RayCluster:
         with self._giving_up:
             if self._watched:
                 self._give_up(lost)
+
+
+class OwnCluster(RayCluster):
+    """Ray on this machine, started for this sweep.
+
+    The thread that starts Ray lives as long as Ray does, because the kernel kills Ray's processes when the thread that
+    started them ends (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
+        self._processes: list[subprocess.Popen[bytes]] = []
+        super().__init__()
+
+    def _prepare(self, closing: ExitStack) -> None:
+        _require_loopback()
+        self._folder = closing.enter_context(_session_folder())
+
+    def _connect(self) -> None:
+        ray_compat.start_processes_with(self._start_process)
+        ray.init(
+            address="local",
+            num_cpus=self._cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="CRITICAL",  # the sweep reports a lost process itself, in one line
+            _temp_dir=self._folder,
+        )
+
+    def _not_up(self, reason: str) -> BaseException:
+        return RayLost(f"Ray did not start: {reason}; --local does without Ray")
+
+    def _ended_part(self) -> str | None:
+        for process in self._processes:
+            name = Path(process.args[0]).name  # type: ignore[arg-type, index]
+            if name in ("gcs_server", "raylet") and process.poll() is not None:
+                return f"Ray's own process {name} has ended"
+        return None
 
     def _start_process(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         """Starts one of Ray's processes.
@@ -231,6 +287,53 @@ class RayCluster:
             with suppress(OSError):
                 if os.getsid(pid) in sessions:
                     os.kill(pid, signal.SIGKILL)
+
+
+class JoinedCluster(RayCluster):
+    """A Ray cluster that others have started, and that goes on when the sweep has ended. Raises ConfigError if it can't
+    be joined."""
+
+    joined = True
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._gone: str | None = None
+        super().__init__()
+
+    def _prepare(self, closing: ExitStack) -> None:
+        self.address, self._parts = ray_address.require_joinable(self.address)
+        threading.Thread(target=self._knock, name="ray's servers", daemon=True).start()
+
+    def _connect(self) -> None:
+        ray.init(
+            address=self.address,
+            log_to_driver=False,
+            logging_level="CRITICAL",
+            runtime_env={"env_vars": ray_compat.OF_TRIALS},
+        )
+
+    def _not_up(self, reason: str) -> BaseException:
+        return ConfigError([f"--address: the Ray cluster at {self.address} cannot be joined: {reason}"])
+
+    def _ended_part(self) -> str | None:
+        return self._gone
+
+    def _kill(self) -> None:
+        """Does nothing: the processes belong to others."""
+
+    def _knock(self) -> None:
+        """Connects to the cluster's server (GCS) and to this machine's raylet each second, because Ray's C++ does not
+        say that they are gone until it ends the process."""
+        answered = dict.fromkeys(self._parts, time.monotonic())
+        while not self._over.wait(1):
+            for part, name in self._parts.items():
+                try:
+                    socket.create_connection(part, timeout=5).close()
+                    answered[part] = time.monotonic()
+                except OSError as error:
+                    refused = isinstance(error, ConnectionRefusedError)
+                    if time.monotonic() - answered[part] > (_REFUSED if refused else _SILENT):
+                        self._gone = f"{name} {'has ended' if refused else 'does not answer any more'}"
 
 
 @contextmanager
@@ -270,6 +373,13 @@ def _signals_taken_by_a_thread() -> Iterator[threading.Event]:
             signal.signal(number, signal.getsignal(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGUSR1, usual)
+
+
+def _answers(place: tuple[str, int]) -> bool:
+    with suppress(OSError):
+        socket.create_connection(place, timeout=2).close()
+        return True
+    return False
 
 
 def _require_loopback() -> None:

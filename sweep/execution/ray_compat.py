@@ -1,16 +1,16 @@
 """Environment variables and patches for Ray 2.60. tests/test_ray_compat.py tells which are no longer needed.
 
-Ray reads its environment variables when it is imported, so `set_environment` must be called before.
+Ray reads its environment variables when it is imported, so the first import must be `import_ray`.
 """
 
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 ENVIRONMENT = {
-    # Ray listens on all network interfaces; the token keeps other users and machines out.
-    "RAY_AUTH_MODE": "token",
     # Turns off Ray's progress tables on the terminal and its usage statistics.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,17 +30,54 @@ ENVIRONMENT = {
     # Ray's processes try to connect for as long as by default, but fifty times as often: they all start at once.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
+    # Under `uv run`, Ray would upload the working directory, and build the environment again for each worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Turns off Tune's own TensorBoard, CSV and JSON loggers, and its warning that it saves its state often.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
 
-def set_environment() -> None:
-    """Sets the variables for this process and its children, with a new random token unless one is set."""
+# The same for a trial's process on a cluster that was started without them.
+OF_TRIALS = {name: ENVIRONMENT[name] for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")}
+
+
+def import_ray(*, joining: bool = False) -> None:
+    """Imports Ray, which reads the environment that is set before, unless it is imported already."""
+    set_environment(joining=joining)
+    import ray  # noqa: F401
+
+
+def set_environment(*, joining: bool = False) -> None:
+    """Sets the variables for this process and its children, and Ray's token.
+
+    Ray listens on all network interfaces, and the token keeps other users and machines out. A cluster of our own gets a
+    new random token unless one is set. To join a cluster, the token is found by Ray's own rules, for which a random one
+    would hide the right one. A trial's process has its token already: Ray has started it.
+    """
     os.environ.update(ENVIRONMENT)
+    if "ray" in sys.modules:
+        return
+    if joining:
+        if token_source() is not None:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
     if not os.environ.get("RAY_AUTH_TOKEN", "").strip():  # if empty, Ray reads one from the home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def token_source() -> str | None:
+    """Where Ray finds its token, in Ray's order: a variable with the token, one with a file's path, the default file.
+    None if there is none."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        if os.environ.get(name, "").strip():
+            return name
+    default = Path("~/.ray/auth_token")
+    try:
+        return str(default) if default.expanduser().is_file() else None
+    except (RuntimeError, OSError):  # no home, or not ours to enter
+        return None
 
 
 def start_processes_with(start: "Callable[..., subprocess.Popen[bytes]]") -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -21,7 +22,7 @@ from sweep.config import (
     parse_settings,
     split_at_commas,
 )
-from sweep.execution import folders, interrupts, own_images
+from sweep.execution import folders, interrupts, own_images, ray_compat
 from sweep.machine.cpus import check_shares, usable_cpus
 from sweep.wording import faults
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     closing = ExitStack()
     try:
         request = _read_and_check(options)
-        cluster = None if options.local or options.dry_run else _start_ray(closing)
+        cluster = None if options.local or options.dry_run else _connect(options.address, closing)
         # Imported late, because torch takes seconds: most bad input is refused before, and Ray starts in the meantime.
         with collector_paused():
             from sweep.execution import sweep
@@ -74,6 +75,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _read_and_check(options: argparse.Namespace) -> Request:
     """Reads the config and checks all that needs neither torch nor Ray. Raises ConfigError."""
+    options.start_or_resume = options.resume is True  # --resume without a folder
+    if options.start_or_resume:
+        options.resume = None
+        if options.name is None:
+            raise ConfigError(["--resume: needs the FOLDER of a sweep, or --name of one to start or go on with"])
     for option in ("resume", "output_dir", "cache_dir"):
         if (folder := getattr(options, option)) is not None:
             setattr(options, option, folders.expanded(folder, f"--{option.replace('_', '-')}"))
@@ -82,18 +88,25 @@ def _read_and_check(options: argparse.Namespace) -> Request:
     folders.refuse_pictures(pools, "data.cache" if options.cache_dir is None else "--cache-dir")
     roots = [] if options.resume else folders.candidates(options)
     with blaming(*origin):
-        check_shares(config, cpus=usable_cpus())
         if not config.image.is_known:
             config = own_images.look_at(config, pools, options)
+    if options.start_or_resume:
+        folders.require_free_or_same(roots[0], config)
+    options.address = _checked_address(options)
+    if options.address == "local":
+        with blaming(*origin):
+            check_shares(config, cpus=usable_cpus())
     return Request(options, config, origin, pools, roots)
 
 
-def _start_ray(closing: ExitStack) -> "RayCluster":
-    """Starts Ray in a thread. Raises ConfigError where it can't run."""
+def _connect(address: str, closing: ExitStack) -> "RayCluster":
+    """Starts or joins Ray in a thread. Raises ConfigError where that can't be."""
+    if address != "local":
+        ray_compat.import_ray(joining=True)
     # Imported here, because Ray takes a second to import and --local does not need it.
-    from sweep.execution.ray_cluster import RayCluster
+    from sweep.execution.ray_cluster import JoinedCluster, OwnCluster
 
-    cluster = RayCluster(usable_cpus())
+    cluster = OwnCluster(usable_cpus()) if address == "local" else JoinedCluster(address)
     closing.callback(cluster.close)
     return cluster
 
@@ -113,8 +126,8 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
             raise ConfigError(
                 [f"--resume: must be a sweep's folder, got '{options.resume}': there is no sweep.yaml in it"]
             )
-    elif options.retry_failed:
-        raise ConfigError(["--retry-failed: needs --resume FOLDER"])
+    elif options.retry_failed and not options.start_or_resume:
+        raise ConfigError(["--retry-failed: needs --resume"])
     if options.images is not None:
         settings["images.path"] = options.images
         if options.config == QUICKSTART:
@@ -133,6 +146,28 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
     own = options.output_dir / config.data.cache if config.data.cache else folders.default_cache(options.output_dir)
     data = config.data.model_copy(update={"cache": str(own)})
     return config.model_copy(update={"data": data}), (source, settings, trial)
+
+
+def _checked_address(options: argparse.Namespace) -> str:
+    """`local`, `auto` or HOST:PORT, from `--address` and, if that is `auto`, RAY_ADDRESS. Raises ConfigError."""
+    asked = options.address
+    meant = (os.environ.get("RAY_ADDRESS", "").strip() or asked) if asked == "auto" else asked
+    told = repr(asked) if meant == asked else f"{asked!r} with RAY_ADDRESS={meant!r}"
+    if meant.startswith("ray://"):
+        # Ray Client runs Tune's driver in an actor on the cluster, with a pickled copy of the searcher and the
+        # scheduler. Ours ask the search, whose study, locks and terminal are in this process.
+        raise ConfigError(
+            [
+                f"--address: must not be of Ray Client, got {told}: run the command on a node of the cluster with "
+                f"--address auto, or by: ray job submit -- python -m sweep.run --address auto …"
+            ]
+        )
+    host, _, port = meant.rpartition(":")
+    if meant not in ("local", "auto") and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError([f"--address: must be local, auto or HOST:PORT, got {told}"])
+    if asked != "local" and options.local:
+        raise ConfigError(["--address: cannot be used with --local, which runs without Ray"])
+    return str(meant)
 
 
 def _keep_traceback() -> str:

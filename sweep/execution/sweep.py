@@ -14,13 +14,13 @@ from model.data.pools import ensure_pools
 from model.data.source import source_of
 from model.data.workers import another_main_module
 from model.system.files import remove_leftovers, replace_file
-from sweep.config import ConfigError, SweepConfig, blaming, layout
+from sweep.config import ConfigError, SweepConfig, blaming
 from sweep.config.workplace import Workplace
 from sweep.execution import dry_run, folders, in_process, interrupts
 from sweep.execution.start import Request
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
-from sweep.machine.resources import Allotment, Machine, allot, this_machine
+from sweep.machine.resources import Allotment, Machine, allot, this_machine, together
 from sweep.search.samplers import trial_count
 from sweep.search.search import Search
 from sweep.tensorboard.server import TensorBoard
@@ -37,31 +37,50 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     """Shares out the machine, takes the sweep's folder and lock, and runs the sweep. Returns the exit code. Callbacks
     that the caller must run at the end are pushed onto `closing`. Raises ConfigError."""
     options, config = request.options, request.config
+    members = _ready_nodes(request, cluster)
     machine = this_machine()
     with blaming(*request.origin):
-        allotment = allot(config, machine, trial_count(config.search), options.local)
+        allotment = allot(config, machine, trial_count(config.search), options.local, members)
     if options.dry_run:
         dry_run.show(config, allotment)
         return 0
 
     def workplace_in(root: Path) -> Workplace:
-        return Workplace(root, request.pools, allotment.threads, allotment.gpus)
+        return Workplace(root, request.pools, allotment.threads, allotment.gpus, elsewhere=bool(members))
 
     if options.resume:
-        workplace = workplace_in(folders.writable(options.resume, "--resume"))
-        layout.require("--resume", workplace.root)
-        if (lock := folders.take_lock(workplace)) is None:
-            raise ConfigError(
-                [f"--resume: must be a sweep that has stopped, got '{options.resume}': this sweep is running"]
-            )
+        workplace = workplace_in(options.resume)
+        lock = folders.take_begun("--resume", workplace)
+    elif options.start_or_resume:
+        workplace = workplace_in(request.roots[0])
+        lock = folders.take_new_or_begun(workplace.root, config, workplace_in)
     else:
         workplace, lock = folders.take_new(request.roots, config, workplace_in)
     closing.callback(lock.release)
     root = workplace.root
     resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
+    if members:
+        resume += f" --address {options.address}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
+    machine = together(members) if members else machine
     return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
+
+
+def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine]:
+    """The nodes of a joined cluster, after looking at each and showing what there is; none without one. Raises
+    ConfigError if a trial could not run on one of them."""
+    if cluster is None or not cluster.joined:
+        return []
+    from sweep.execution import nodes  # imports Ray, which --local does without
+
+    cluster.wait()
+    root = request.options.resume or request.roots[0]
+    found = nodes.look(request.config, root, request.pools)
+    if not request.options.quiet:
+        nodes.show(found)
+    nodes.require_ready(found, root, request.pools)
+    return [node.machine for node in found]
 
 
 @dataclass
@@ -149,7 +168,7 @@ class Sweep:
         for record in search.finished:
             reporter.ended(record)
         if search.exhausted:
-            terminal.say("nothing is left to do", at=0)
+            terminal.say("nothing is left to do: all trials of this sweep have ended", at=0)
         elif self.cluster is None:
             in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
         else:

@@ -15,6 +15,8 @@ import torch
 from model.config import TrialConfig
 from model.data.alphabet import Alphabet
 from model.data.batches import Data
+from model.data.pools import ensure_pools, missing_pools
+from model.data.workers import another_main_module
 from model.network.crnn import CRNN
 from model.system import device, malloc
 from model.system.files import replace_file
@@ -78,6 +80,8 @@ class Trial:
     def _open(self) -> Generator[dict[str, Any]]:
         # Workers outlive a killed driver by some seconds: wait until the last one releases this trial's lock.
         self._closing.enter_context(self.workplace.lock(self.record.name).acquire(timeout=60))
+        if self.workplace.elsewhere:
+            self._render_missing()
         torch.set_num_threads(self.workplace.threads)
         malloc.keep_freed_blocks()
         epochs = self._train()
@@ -130,6 +134,14 @@ class Trial:
                 self._save(epoch, {"positions": writer.positions, "pictures": pictures.state, "result": result})
                 yield {**result, "note": "; ".join(filter(None, (note, epoch.note))) or None}
                 seconds, begin = result["seconds"], time.monotonic()
+
+    def _render_missing(self) -> None:
+        """Renders the images that this machine lacks, as the first of the trials here that need them: the sweep's own
+        process has rendered them on its machine alone, unless all share the folder."""
+        folder, tested = self.workplace.pools, self.base.confirm is not None
+        if missing_pools(self.base, folder, tested):
+            with another_main_module():
+                ensure_pools(self.base, folder, self.workplace.threads, test=tested)
 
     def _prepare_folder(self, sweep: SweepConfig, config: TrialConfig) -> str | None:
         """Creates the trial's folder with config.yaml. Returns a sentence if leftover files of another trial were moved

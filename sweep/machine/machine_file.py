@@ -2,20 +2,18 @@
 
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from model.system.files import replace_file
 from sweep.machine.resources import Machine
-
-_PACKAGES = ("crnn-sweep", "torch", "optuna", "ray")  # a trial's numbers and the search's choices depend on them
+from sweep.machine.versions import versions
 
 
 def keep(path: Path, machine: Machine) -> str | None:
     """Writes the file if the sweep has none yet. Otherwise compares the versions in it, with which the sweep's first
     trials ran, and returns a sentence that names those which differ now, or None. Raises OSError."""
-    now = _versions()
+    now = versions()
     before = _kept(path)
     if before is None:
         hardware = {"cpus": machine.cpus, "gpus": machine.gpus, "gpu": machine.gpu_name, "machine": platform.machine()}
@@ -23,17 +21,6 @@ def keep(path: Path, machine: Machine) -> str | None:
         return None
     others = [f"{name} {before[name]} (now {now[name]})" for name in now if before.get(name, now[name]) != now[name]]
     return f"this sweep began with {', '.join(others)}" if others else None
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # not installed: this package may run from a checkout
-        return "unknown"
 
 
 def _kept(path: Path) -> dict[str, Any] | None:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.system import device
 from model.system.files import replace_file
-from sweep.config import SweepConfig
+from sweep.config import ConfigError, SweepConfig
 from sweep.machine.cpus import check_shares, usable_cpus
 
 _TRIALS_PER_GPU = 4  # unless `sweep.bench` has measured the best number
@@ -41,6 +44,12 @@ class Allotment:
 
 def this_machine() -> Machine:
     return Machine(usable_cpus(), device.count(), device.name(), mps_runs())
+
+
+def together(nodes: Sequence[Machine]) -> Machine:
+    """All nodes of a cluster as one machine, to be shown and kept."""
+    names = dict.fromkeys(node.gpu_name for node in nodes if node.gpus)
+    return Machine(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), " and ".join(names))
 
 
 def mps_runs() -> bool:
@@ -84,22 +93,47 @@ def _recommendation(config: SweepConfig, gpu_name: str) -> Path:
     return Path(str(config.data.cache)) / f"trials-per-gpu-{digest[:16]}.json"
 
 
-def allot(config: SweepConfig, machine: Machine, trials: int, local: bool) -> Allotment:
-    """Shares the machine out among `trials` trials; with `local` trials take turns in one process. Raises ConfigError
-    if a trial asks for more than the machine has."""
-    check_shares(config, cpus=machine.cpus, gpus=machine.gpus)
+def allot(config: SweepConfig, machine: Machine, trials: int, local: bool, nodes: Sequence[Machine] = ()) -> Allotment:
+    """Shares the machine, or the nodes of a cluster, out among `trials` trials; with `local` trials take turns in one
+    process. Raises ConfigError if a trial asks for more than the machine, or any of the nodes, has."""
     wanted, most = config.resources, config.search.max_concurrent
-    shared = 1 / trials_per_gpu(config, machine.gpu_name) if machine.gpus else 0.0
+    places = _that_fit(config, nodes) if nodes else [machine]
+    check_shares(config, cpus=places[0].cpus, gpus=places[0].gpus)
+    shared = max(1 / trials_per_gpu(config, place.gpu_name) if place.gpus else 0.0 for place in places)
     gpus = wanted.gpus if wanted.gpus != "auto" else shared
-    fitting = int(machine.gpus / gpus + 1e-9) if gpus else trials if most != "auto" else machine.cpus
+    if gpus:
+        places = [place for place in places if place.gpus]
+    rooms = [_times(place.gpus, gpus) if gpus else place.cpus for place in places]
+    fitting = sum(rooms) if gpus or most == "auto" else trials
     slots = min(trials, fitting, trials if most == "auto" else most)
     if wanted.cpus != "auto":
         cpus = wanted.cpus
-    elif gpus and slots <= machine.cpus:
-        cpus = float(machine.cpus // slots)
     else:
-        cpus = min(1.0, machine.cpus / slots)
-    at_once = min(slots, int(machine.cpus / cpus + 1e-9))
+        # Each place gets its part of the trials; the one with the fewest CPUs for each of its trials decides.
+        parts = [math.ceil(slots * room / sum(rooms)) for room in rooms]
+        cpus = min(_cpus_each(place.cpus, part, gpus) for place, part in zip(places, parts, strict=True))
+    at_once = min(slots, sum(min(_times(place.cpus, cpus), _times(place.gpus, gpus)) for place in places))
     if local:
         at_once = 1 if most == "auto" else min(most, trials)
     return Allotment(cpus, gpus, at_once, machine.cpus)
+
+
+def _that_fit(config: SweepConfig, nodes: Sequence[Machine]) -> list[Machine]:
+    """The nodes that have what one trial asks for. Raises ConfigError if there is none."""
+    asked = {key: share for key in ("cpus", "gpus") if (share := getattr(config.resources, key)) != "auto"}
+    fit = [node for node in nodes if all(getattr(node, key) >= share for key, share in asked.items())]
+    if not fit:
+        shares = " and ".join(f"resources.{key} {share:g}" for key, share in asked.items())
+        there = ", ".join(dict.fromkeys(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes))
+        raise ConfigError([f"{shares} must be on one node of the cluster, whose nodes have {there}"])
+    return fit
+
+
+def _times(there: int, each: float) -> int:
+    """How often a share fits; without limit if it is 0."""
+    return int(there / each + 1e-9) if each else sys.maxsize
+
+
+def _cpus_each(cpus: int, trials: int, gpus: float) -> float:
+    """The CPUs of each of `trials` trials on one machine: with a GPU as many as there are, else at most one."""
+    return float(cpus // trials) if gpus and trials <= cpus else min(1.0, cpus / trials)

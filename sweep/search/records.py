@@ -42,6 +42,7 @@ class TrialRecord:
     seconds: Annotated[float, Field(ge=0)] = 0.0
     error: str | None = None
     failures: Count = 0  # retries so far
+    node_losses: Count = 0  # of these not counted: those for the loss of a node of a cluster
     note: str | None = None  # a warning for the terminal, such as a damaged checkpoint
     replicate_of: str | None = None  # name of the trial whose values this one trains again with another seed
     test_error_rate: Share | None = None  # of the best epoch; only replicates are tested

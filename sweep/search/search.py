@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from model.config.format import FORMAT
 from model.system.seeds import derive
 from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plain, walk
+from sweep.config.changes import CHANGEABLE, fixed_changes
 from sweep.search import study_file
 from sweep.search.early_stopping import PRUNERS, is_spared
 from sweep.search.points import Point, at_random, identity, size, suggest, untried
@@ -133,7 +134,7 @@ class Search:
                 self._study.set_user_attr("config", config.yaml)
             return
         before = SweepConfig.from_yaml(self._study.user_attrs["config"])
-        if changed := [path for path in changes(before, config) if not path.startswith(CHANGEABLE)]:
+        if changed := fixed_changes(before, config):
             file = database.parent / "sweep.yaml"
             raise ConfigError(
                 [
@@ -299,14 +300,16 @@ class Search:
             self._end(record)
         return record.state == "running" and not self.halted
 
-    def fail(self, number: int, error: str, out_of_memory: bool = False) -> None:
+    def fail(self, number: int, error: str, out_of_memory: bool = False, node_lost: bool = False) -> None:
         """Takes note of a trial that raised an error or lost its process. It is retried from its checkpoint up to
-        `search.max_failures` times; after an out-of-memory error only when no other trial runs."""
+        `search.max_failures` times; after an out-of-memory error only when no other trial runs. The loss of a node,
+        which is not the trial's fault, is counted apart: up to `search.max_node_losses`."""
         if number not in self._live:
             return
         record = replace(self.records[number], error=error)
-        if record.failures < self.config.max_failures:
-            self._release(replace(record, failures=record.failures + 1))
+        failures, losses = record.failures + (not node_lost), record.node_losses + node_lost
+        if failures <= self.config.max_failures and losses <= self.config.max_node_losses:
+            self._release(replace(record, failures=failures, node_losses=losses))
             (self._alone if out_of_memory else self._again).append(number)
         else:
             self._keep(replace(record, state="failed"))
@@ -398,24 +401,6 @@ class Search:
         self._study.tell(trial, value, state=final)
         for listener in self.listeners:
             listener.ended(record)
-
-
-# Settings that a resume may change: how many trials, how many at once and on what, and where the images are kept.
-CHANGEABLE = ("search.trials", "search.max_concurrent", "search.max_failures", "confirm", "resources", "data.cache")
-
-
-def changes(before: SweepConfig, after: SweepConfig) -> list[str]:
-    """The paths of the settings that differ, such as `data.seed`; of the search section two keys deep."""
-    first, second = (_settings(config.model_dump(), "") for config in (before, after))
-    return [path for path in {**first, **second} if first.get(path) != second.get(path)]
-
-
-def _settings(tree: Mapping[str, Any], above: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{above}{key}"
-        found |= _settings(value, f"{path}.") if isinstance(value, dict) and above != "search." else {path: value}
-    return found
 
 
 def nearly_same(space: Space, values: Mapping[str, Value], others: Mapping[str, Value]) -> bool:

@@ -1,0 +1,292 @@
+"""Sweeps on a Ray cluster that others have started: joined, refused, left running, and lost."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweep.run import main
+from tests.processes import Start, wait_for
+from tests.results import assert_curves_without_scars, leaderboard
+
+TOKEN = "0123456789abcdef" * 4
+LONG = {"training__epochs": 2000, "search__trials": 2, "search__early_stopping": "none"}
+FEW = {"training__epochs": 2, "search__trials": 3, "search__early_stopping": "none"}
+
+
+class Cluster:
+    """A Ray cluster of nodes on this machine, by `ray start`, with ports and temporary folders of its own."""
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self.folder, self.port = folder, free_port()
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.add("--head", f"--port={self.port}", f"--temp-dir={folder}", "--include-dashboard=false")
+        wait_for(lambda: "1\n" in self.asked("print(sum(node['Alive'] for node in ray.nodes()))"))
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def add(self, *options: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        ray = str(Path(sys.executable).parent / "ray")
+        command = [*before, ray, "start", *options, "--num-cpus=1", "--disable-usage-stats", "--block"]
+        output = (self.folder / f"node{len(self.nodes)}.txt").open("w")
+        node = subprocess.Popen(
+            command, env=self.environment, stdout=output, stderr=output, cwd=self.folder, start_new_session=True
+        )
+        self.nodes.append(node)
+        return node
+
+    def add_node(self, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        count = len(self.nodes)
+        node = self.add(f"--address={self.address}", before=before)
+        wait_for(lambda: f"{count + 1}\n" in self.asked("print(sum(node['Alive'] for node in ray.nodes()))"))
+        return node
+
+    def asked(self, code: str) -> str:
+        """What a program prints that has joined the cluster."""
+        start = f"import ray; ray.init('{self.address}', logging_level='CRITICAL', log_to_driver=False); "
+        command = [sys.executable, "-c", start + code]
+        return subprocess.run(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+        ).stdout
+
+    def living_actors(self) -> str:
+        states = "[actor['State'] for actor in actors().values()]"
+        return self.asked(f"from ray._private.state import actors; print({states}.count('ALIVE'))").strip()
+
+    def end(self, node: subprocess.Popen[bytes]) -> None:
+        """As a machine that loses its power: everything of the node at once."""
+        family = (
+            [process for process in psutil.Process(node.pid).children(recursive=True)] if node.poll() is None else []
+        )
+        for process in [*family, node]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait()
+        psutil.wait_procs(family, timeout=20)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def started(token: str = TOKEN) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))  # short enough for Ray's sockets
+    cluster = None
+    try:
+        cluster = Cluster(folder, token)
+        yield cluster
+    finally:
+        for node in reversed(cluster.nodes if cluster else []):
+            cluster.end(node)  # type: ignore[union-attr]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield from started()
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """One that a test may damage."""
+    yield from started()
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment in which nobody has said anything of Ray, with an empty home."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def put_into_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+
+
+def put_into_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "token").write_text(TOKEN)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+
+
+def put_into_variable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+
+
+@pytest.mark.cluster
+def test_an_interrupted_sweep_leaves_the_cluster_running_without_its_actors_and_goes_on_there(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch, start: Start, tmp_path: Path
+) -> None:
+    put_into_file(home, monkeypatch)
+    sweep = start("r", "--address", cluster.address, training__epochs=12, search__trials=2)
+    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    sweep.press_ctrl_c()
+    code, printed = sweep.wait(60)
+    assert code == 130, printed
+    assert f"--address {cluster.address}" in printed
+    wait_for(lambda: cluster.living_actors() == "0")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    code, printed = start("r", "--resume", "--address", "auto", training__epochs=12, search__trials=2).wait()
+    assert code == 0, printed
+    assert_curves_without_scars(tmp_path / "r")
+    assert wait_for(lambda: cluster.living_actors()) == "0"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("put", [put_into_path, put_into_variable])
+def test_the_token_is_found_where_ray_looks_for_it(
+    cluster: Cluster,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: Start,
+    tmp_path: Path,
+    put: Callable[..., None],
+) -> None:
+    put(home, monkeypatch)
+    code, printed = start("r", "--address", cluster.address, **{**FEW, "search__trials": 1}).wait()
+    assert code == 0, printed
+    assert len(leaderboard(tmp_path / "r")) == 1
+
+
+OTHER_VERSION = """
+import json
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+told = json.loads(_internal_kv_get("CLUSTER_METADATA", namespace="cluster"))
+told["{key}"] = "{value}"
+_internal_kv_put("CLUSTER_METADATA", json.dumps(told), overwrite=True, namespace="cluster")
+"""
+
+
+def refused(address: str, outputs: Path, environment: Mapping[str, str] = {}, before: tuple[str, ...] = ()) -> str:
+    """The sentence with which the command ends, within ten seconds on a quiet machine; nothing is on disk."""
+    command = [*before, sys.executable, "-m", "sweep.run", "--address", address]
+    command += ["--output-dir", str(outputs), "--cache-dir", str(outputs / "cache")]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=40, check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("--address: ")
+    assert done.stderr.count("\n") == 1
+    assert not outputs.exists()
+    return done.stderr
+
+
+@pytest.mark.cluster
+def test_what_cannot_be_joined_is_said_in_a_sentence(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "runs"
+    assert "needs a token" in refused(cluster.address, outputs)
+    assert "needs a token" in refused(cluster.address, outputs, {"RAY_AUTH_MODE": "token"})
+    assert "refuses the token in RAY_AUTH_TOKEN" in refused(cluster.address, outputs, {"RAY_AUTH_TOKEN": "wrong"})
+    nobody = f"127.0.0.1:{free_port()}"
+    assert f"'{nobody}': no Ray answers there" in refused(nobody, outputs)
+    assert "no Ray answers there" in refused("auto", outputs, {"RAY_ADDRESS": nobody})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "no Ray answers there" in refused(f"127.0.0.1:{silent.getsockname()[1]}", outputs)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("key", "value"), [("ray_version", "2.55.0"), ("python_version", "3.9.1")])
+def test_a_cluster_of_another_version_is_refused_with_both_versions(
+    own_cluster: Cluster, home: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    own_cluster.asked(OTHER_VERSION.format(key=key, value=value).replace("\n", "; ").strip("; "))
+    said = refused(own_cluster.address, tmp_path / "runs", {"RAY_AUTH_TOKEN": TOKEN})
+    assert value in said
+    assert "must be a cluster with Ray" in said
+
+
+@pytest.mark.cluster
+@pytest.mark.namespaces
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    """In a namespace of its own it sees none of the cluster's processes."""
+    apart = ("unshare", "--pid", "--fork", "--mount-proc")
+    said = refused(cluster.address, tmp_path / "runs", {"RAY_AUTH_TOKEN": TOKEN}, apart)
+    assert "this machine is no node of the Ray cluster" in said
+
+
+@pytest.mark.cluster
+@pytest.mark.namespaces
+def test_a_node_without_the_sweeps_folder_is_found_before_anything_starts(
+    own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    hide = f'mount -t tmpfs none {tmp_path} && exec "$@"'
+    apart = own_cluster.add_node(before=("unshare", "--mount", "sh", "-c", hide, "sh"))
+    code, printed = start("r", "--address", own_cluster.address, **FEW).wait()
+    assert code == 2, printed
+    assert printed.count("ready") == 1
+    assert printed.count("missing") == 1
+    assert f"does not have the folder {tmp_path}" in printed
+    assert not [path for path in tmp_path.iterdir() if path.name == "r" or path.name.startswith(".crnn-sweep")]
+    own_cluster.end(apart)
+    own_cluster.nodes.remove(apart)
+
+
+@pytest.mark.cluster
+def test_a_sweep_uses_all_nodes_and_ends_with_its_report_when_the_cluster_is_lost(
+    own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    own_cluster.add_node()
+    sweep = start("r", "--address", own_cluster.address, **LONG)
+    wait_for(lambda: len(list(tmp_path.glob("r/trials/*/epoch_0001.pt"))) == 2)  # at once, on one CPU each
+    own_cluster.end(own_cluster.nodes[0])
+    code, printed = sweep.wait(60)
+    assert code == 130, printed
+    assert "has ended" in printed
+    assert "to go on: python -m sweep.run --resume" in printed
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+@pytest.mark.cluster
+def test_the_trials_of_a_dead_node_go_on_elsewhere_from_their_last_epoch(
+    own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    second = own_cluster.add_node()
+    long = {"training__epochs": 40, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
+    sweep = start("r", "--address", own_cluster.address, **long)
+    wait_for(lambda: len(list(tmp_path.glob("r/trials/*/epoch_0002.pt"))) == 2)  # at once, on one CPU each
+    own_cluster.end(second)
+    code, printed = sweep.wait(180)
+    assert code == 0, printed
+    assert printed.count("its node was lost; will be tried again") == 1
+    assert printed.count("goes on after epoch") == 1
+    assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
+    assert_curves_without_scars(tmp_path / "r")
+
+
+def test_addresses_that_no_sweep_can_use_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, said in (
+        (["--address", "ray://head:10001"], "ray job submit"),
+        (["--address", "head"], "must be local, auto or HOST:PORT, got 'head'"),
+        (["--address", "head:0"], "HOST:PORT"),
+        (["--address", "head:6379", "--local"], "--local"),
+        (["--address", ""], "HOST:PORT"),
+    ):
+        assert main([*options, "--output-dir", str(tmp_path / "runs")]) == 2
+        message = capsys.readouterr().err
+        assert said in message
+        assert message.count("\n") == 1
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert main(["--address", "auto", "--output-dir", str(tmp_path / "runs")]) == 2
+    assert "RAY_ADDRESS='ray://head:10001'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
