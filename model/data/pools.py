@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from model.config import CaptchaConfig, TrialConfig
 from model.data.alphabet import Alphabet
-from model.data.captchas import Split, render
+from model.data.captchas import Split, determinants, render
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -65,7 +65,7 @@ class PoolSpec:
     @property
     def contents(self) -> dict[str, Any]:
         libraries = {name: version(name) for name in ("captcha", "pillow")}
-        config = self.captcha.model_dump(mode="json")
+        config = determinants(self.captcha)
         return {"config": config, "seed": self.seed, "split": self.split, "count": self.count, "libraries": libraries}
 
     @property

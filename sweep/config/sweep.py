@@ -154,7 +154,7 @@ def _readable_format(number: int) -> int:
     return FORMAT
 
 
-_FIXED = ("training.epochs",)
+_FIXED = ("training.epochs", "network.init", "network.init_sha256")
 
 
 class SweepConfig(TrialConfig):
@@ -203,7 +203,8 @@ class SweepConfig(TrialConfig):
         base = self._base
         for path, parameter, given in walk(self.search.space):
             if path.partition(".")[0] not in ("network", "optimizer", "schedule", "training") or path in _FIXED:
-                problems[f"search.space.{path} is not searchable: all trials see the same images and epochs"] = None
+                same = "initial weights" if path.startswith("network.init") else "images and epochs"
+                problems[f"search.space.{path} is not searchable: all trials have the same {same}"] = None
                 continue
             trials: dict[TrialConfig, Value] = {}
             for value in parameter.options or parameter.bounds or ():
@@ -224,9 +225,9 @@ class SweepConfig(TrialConfig):
 
     @model_validator(mode="after")
     def _check_font(self) -> Self:
-        """Checks that the font has all characters. Not done in `CaptchaConfig`, because that would import Pillow for
-        every use of the trial's config."""
-        if not self.captcha.characters.isascii():  # the font has all of ASCII
+        """Checks that the library's font has all characters. Not done in `CaptchaConfig`, because that would import
+        Pillow for every use of the trial's config. Fonts of one's own are checked when a sweep starts."""
+        if self.captcha.fonts is None and not self.captcha.characters.isascii():  # the font has all of ASCII
             from model.data.captchas import check_characters
 
             check_characters(self.captcha.characters)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from model.data.pools import another_main_module, ensure_pools
 from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming, layout
 from sweep.config.workplace import Workplace
-from sweep.execution import dry_run, folders, in_process, interrupts
+from sweep.execution import dry_run, folders, in_process, interrupts, start_weights
 from sweep.execution.start import Request
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
@@ -37,8 +38,9 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     machine = this_machine()
     with blaming(*request.origin):
         allotment = allot(config, machine, trial_count(config.search), options.local)
+        notes = start_weights.check(config, options.resume)
     if options.dry_run:
-        dry_run.show(config, allotment)
+        dry_run.show(config, allotment, notes)
         return 0
 
     def workplace_in(root: Path) -> Workplace:
@@ -58,7 +60,7 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
-    return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
+    return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing, notes).run()
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Sweep:
     terminal: Terminal
     cluster: "RayCluster | None"
     closing: ExitStack
+    notes: Sequence[str]  # about the weights that training starts from
     search: Search | None = None
     reporter: Reporter | None = None
     board: TensorBoard | None = None
@@ -122,8 +125,10 @@ class Sweep:
             tell=lambda line: terminal.say(line, at=0),
         )
         remove_leftovers(root)
+        start_weights.keep_copy(self.config, root)
         replace_file(root / "sweep.yaml", self.config.yaml.encode())
-        terminal.header(root / "sweep.yaml" if options.resume else options.config, self.machine, self.allotment)
+        source = root / "sweep.yaml" if options.resume else options.config
+        terminal.header(source, self.machine, self.allotment, self.notes)
         if (other := machine_file.keep(root / "machine.json", self.machine)) is not None:
             terminal.say(other, at=0)
         if options.tensorboard:
