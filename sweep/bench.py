@@ -12,7 +12,7 @@ from rich.table import Table
 
 from model.system.files import replace_file
 from model.system.streams import forgiving_streams
-from sweep.config import QUICKSTART, ConfigError, blaming, load, parse_settings
+from sweep.config import QUICKSTART, ConfigError, blaming, load, named_files, parse_settings
 
 
 @forgiving_streams()
@@ -26,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
-        settings = parse_settings("--set", options.set)
+        settings = named_files.forget_digests(parse_settings("--set", options.set))
         config = load(options.config, settings)
+        with blaming(options.config, settings):
+            config = named_files.pinned(config)
         if not options.output.absolute().parent.is_dir():
             raise ConfigError([f"--output: must lie in a folder that is there, got {str(options.output)!r}"])
         console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
