@@ -134,6 +134,7 @@ def test_a_font_that_cannot_draw_is_answered_in_a_sentence_before_anything_is_wr
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_refuses_fonts_that_have_changed_since_it_began_unless_it_needs_them_no_more(
     font: Path, local: StartLocal, tmp_path: Path
 ) -> None:

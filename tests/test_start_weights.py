@@ -223,6 +223,7 @@ def test_weights_or_layers_that_cannot_be_used_are_answered_in_a_sentence_before
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_it_starts_from_and_goes_on_with_its_own_copy_of_the_weights(
     local: StartLocal, best: Path, tmp_path: Path
 ) -> None:
