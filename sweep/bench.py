@@ -14,7 +14,7 @@ from rich.table import Table
 from model.system.files import replace_file
 from model.system.streams import forgiving_streams
 from sweep.benchmark.conversion import Conversion
-from sweep.config import QUICKSTART, ConfigError, blaming, load, parse_settings
+from sweep.config import QUICKSTART, ConfigError, blaming, load, named_files, parse_settings
 from sweep.machine.cpus import usable_cpus
 
 
@@ -30,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
-        settings = parse_settings("--set", options.set)
+        settings = named_files.forget_digests(parse_settings("--set", options.set))
         config = load(options.config, settings)
         if config.captcha is None and options.images is None:
             raise ConfigError(
                 ["captcha must be there to measure trials, got own images: --images FOLDER measures those"]
             )
+        with blaming(options.config, settings):
+            config = named_files.pinned(config)
         if not options.output.absolute().parent.is_dir():
             raise ConfigError([f"--output: must lie in a folder that is there, got {str(options.output)!r}"])
         if options.images is not None:

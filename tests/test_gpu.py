@@ -72,7 +72,9 @@ def test_loss_decoding_and_augmentation_never_wait_for_the_device() -> None:
     logits = torch.randn(6, 16, 5, device=GPU, requires_grad=True)
     labels = torch.randint(1, 5, (16, 2), dtype=torch.uint8)
     images = torch.zeros(16, 3, 32, 64, dtype=torch.uint8, device=GPU)
-    changes, generator = AugmentationConfig(shift=2, color=0.2), torch.Generator()
+    changes = AugmentationConfig(shift=2, **dict.fromkeys(AugmentationConfig.model_fields.keys() - {"shift"}, 0.2))
+    generator = torch.Generator()
+    augment(images, changes, generator)  # loads the libraries
     ctc.ctc_loss(logits, labels).backward()  # loads cuDNN
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from model.config.images import ImageSection, Pixels
-from model.config.section import Section, Seed, shown, unusable_path
+from model.config.section import FileName, Section, Seed, Sha256, shown, unusable_path
 
 Images = Annotated[int, Field(ge=1, le=100_000_000)]
 FontSize = Annotated[int, Field(ge=4, le=512)]
@@ -19,7 +19,8 @@ class CaptchaConfig(ImageSection):
     """What one drawn image shows.
 
     Images are drawn `render_scale` times larger and then shrunk, because the captcha library's noise dots are 3 pixels
-    wide and swamp small images. `font_sizes` are pixels of the larger image; the default sizes fit 192×64.
+    wide and swamp small images. `font_sizes` are pixels of the larger image; the default sizes fit 192×64. Each
+    character is drawn in one of `fonts` at random; without any, in the captcha library's own.
     """
 
     key: ClassVar[str] = "captcha"
@@ -29,6 +30,8 @@ class CaptchaConfig(ImageSection):
     width: Pixels = 192
     height: Pixels = 64
     font_sizes: Annotated[tuple[FontSize, ...], Field(min_length=1, max_length=32)] = (42, 50, 56)
+    fonts: Annotated[tuple[FileName, ...], Field(max_length=64)] | None = None
+    fonts_sha256: tuple[Sha256, ...] | None = None
     render_scale: Annotated[int, Field(ge=1, le=8)] = 1
 
     @property
@@ -50,6 +53,11 @@ class CaptchaConfig(ImageSection):
     def lengths(self) -> tuple[int, int]:
         """Lengths of the shortest and the longest text."""
         return (self.length, self.length) if isinstance(self.length, int) else self.length
+
+    @field_validator("fonts", mode="after")
+    @classmethod
+    def _none_is_null(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value or None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from model.config.encoders import AnyEncoder, Layers, LstmEncoder
-from model.config.section import Section, shown
+from model.config.section import FileName, Section, Sha256, shown
 from model.config.tagged import Tagged
 
 Units = Annotated[int, Field(ge=1, le=4096)]
@@ -28,6 +28,8 @@ class NetworkConfig(Section):
 
     Early in training, CTC networks output only blanks: `initialization: orthogonal` with `standardize` leaves
     this plateau soonest. `torch` without `standardize` is what the original notebook does (configs/captcha_break.yaml).
+    `init` is a best.pt whose weights training starts from, see `model.training.initial_weights`; `freeze` has name
+    patterns of layers that are not trained, see `model.training.freezing`.
     """
 
     channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=32)] = (16, 32, 48, 64, 64)
@@ -37,6 +39,9 @@ class NetworkConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     encoder: Annotated[AnyEncoder, Tagged("lstm")] = LstmEncoder()
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
+    init: FileName | None = None
+    init_sha256: Sha256 | None = None
+    freeze: Annotated[tuple[str, ...], Field(max_length=64)] = ()
     standardize: bool = True
 
     @property

@@ -1,9 +1,10 @@
 """The base class of config sections, and helpers for error messages about their values and paths."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # The bounds are far beyond any use. A larger value is a typo or an attack, and would otherwise fail only hours
 # or gigabytes later.
@@ -54,3 +55,20 @@ def unusable_path(path: str) -> str | None:
     if len(encoded) > 3500 or any(len(name) > 255 for name in encoded.split(b"/")):
         return "must be at most 3,500 bytes long, and each name in it at most 255"
     return None
+
+
+def _absolute(path: str) -> str:
+    if (problem := unusable_path(path)) is None and not path:
+        problem = "must be the path of a file"
+    if problem is None:
+        try:
+            return str(Path(path).expanduser().absolute())
+        except RuntimeError:
+            problem = "must begin with the name of a user after ~"
+    raise ValueError(f"{problem}, got {shown(path)}")
+
+
+# A file that a config names. A relative path is relative to the working directory in which the config is read first.
+FileName = Annotated[str, AfterValidator(_absolute)]
+# The contents that such a file must have. A sweep writes it, so that nobody goes on with other contents unnoticed.
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -25,13 +25,25 @@ class OptimizerConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Random changes to each training image, drawn anew each time the image is used.
+    """Random changes to each training image, drawn anew for each image each time it is used. 0 turns a change off.
 
-    The image is shifted by up to `shift` pixels in each direction, and each of its channels is made brighter or darker
-    by up to the fraction `color`.
+    Each value is the strongest change that is drawn; weaker ones are as likely. `shift` is in pixels in each direction.
+    `rotation` and `shear` (to the left or right) are in degrees. `perspective` moves each corner inwards by up to this
+    share of half the width and height. `blur` is the standard deviation of a Gaussian in pixels. `noise` is that of
+    Gaussian noise, as a share of the range from black to white. `erasing` is the share of the image that a rectangle
+    covers with the image's mean colour. `brightness` multiplies all pixels by 1 ± this fraction, `color` those of each
+    channel by a factor of its own, and `contrast` their distance from the image's mean grey.
     """
 
     shift: Annotated[int, Field(ge=0, le=64)] = 0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    shear: Annotated[float, Field(ge=0, le=60)] = 0.0
+    perspective: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # beyond 2/3, corners may form no convex quadrilateral
+    blur: Annotated[float, Field(ge=0, le=16)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    erasing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
     color: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

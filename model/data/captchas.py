@@ -3,9 +3,12 @@
 An image and its text depend on the config and (seed, split, index) only, not on where or in what order they are drawn.
 """
 
+import hashlib
 import random
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import captcha.image
 import numpy as np
@@ -15,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from model.config import CaptchaConfig, shown
 from model.data.pool_file import Split
 from model.data.preparation import to_array
+from model.system.files import reason, sha256
 
 
 class _SeededSecrets:
@@ -26,13 +30,13 @@ class _SeededSecrets:
         self.choice = generator.choice
 
 
-def check_characters(characters: str) -> None:
-    """Raises ValueError if one of the library's fonts draws some of the characters alike or has no glyph for them.
+def check_characters(characters: str, fonts: Iterable[str] = captcha.image.DEFAULT_FONTS) -> None:
+    """Raises ValueError if one of the fonts draws some of the characters alike or has no glyph for them.
 
     A font draws the same box for all characters without a glyph. No network could tell such characters apart. The
     message names them.
     """
-    for file in captcha.image.DEFAULT_FONTS:
+    for file in fonts:
         font = ImageFont.truetype(file, 64)
         missing = _ink(font, _UNASSIGNED)
         seen: dict[tuple[tuple[int, int], bytes], str] = {}
@@ -54,6 +58,44 @@ def check_characters(characters: str) -> None:
             )
 
 
+def checked_fonts(config: CaptchaConfig) -> tuple[str, ...]:
+    """Returns the SHA-256 of each of the config's own fonts. Raises ValueError if a font can't draw its characters.
+
+    If the config has the fonts' digests, the files must still have these contents.
+    """
+    fonts = config.fonts or ()
+    found = tuple(map(_font_digest, fonts))
+    expected = found if config.fonts_sha256 is None else config.fonts_sha256
+    if found != expected:
+        changed = [file for index, file in enumerate(fonts) if found[index] not in expected[index : index + 1]] or fonts
+        raise ValueError(f"captcha.fonts must have the contents of captcha.fonts_sha256, got others: {shown(changed)}")
+    for file in fonts:
+        try:
+            check_characters(config.characters, [file])
+        except (OSError, ImportError) as error:
+            problem = f"FreeType can't open it ({reason(error)})"
+            raise ValueError(
+                f"captcha.fonts must be TrueType or OpenType fonts, got {shown(file)}: {problem}"
+            ) from None
+    return found
+
+
+def _font_digest(file: str) -> str:
+    try:
+        return sha256(Path(file))
+    except OSError as error:
+        raise ValueError(f"captcha.fonts must be files that can be read, got {shown(file)}: {reason(error)}") from None
+
+
+def determinants(config: CaptchaConfig) -> dict[str, Any]:
+    """What determines the images of a config, for the key of a pool: fonts by their contents, not by their paths."""
+    tree = config.model_dump(mode="json", exclude={"fonts", "fonts_sha256"})
+    if config.fonts is not None:
+        digests = config.fonts_sha256 or map(_font_digest, config.fonts)
+        tree["fonts"] = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return tree
+
+
 _UNASSIGNED = "\uffff"  # a noncharacter, for which fonts draw their missing-glyph sign
 _NO_INK = ((0, 0), b"")
 
@@ -67,28 +109,31 @@ def _ink(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int],
 
 
 @lru_cache(maxsize=8)
-def _painter(characters: str, width: int, height: int, font_sizes: tuple[int, ...]) -> ImageCaptcha:
-    check_characters(characters)
-    return ImageCaptcha(width=width, height=height, font_sizes=font_sizes)
+def _painter(config: CaptchaConfig) -> ImageCaptcha:
+    if config.fonts is None:
+        check_characters(config.characters)
+    else:
+        checked_fonts(config)
+    scale, fonts = config.render_scale, None if config.fonts is None else [*config.fonts]
+    return ImageCaptcha(config.width * scale, config.height * scale, fonts, config.font_sizes)
 
 
 def draw(config: CaptchaConfig, seed: int, split: Split, index: int) -> tuple[Image.Image, str]:
     """Draws an image of the config's width × height and returns it with its text.
 
     Not thread-safe, because it replaces the captcha library's `secrets` module while it draws. Raises ValueError for
-    characters that can't be drawn, see `check_characters`.
+    characters and fonts that can't be drawn, see `check_characters` and `checked_fonts`.
     """
     generator = random.Random(f"{seed}/{split}/{index}")
     text = "".join(generator.choices(config.characters, k=generator.randint(*config.lengths)))
-    scale = config.render_scale
-    painter = _painter(config.characters, config.width * scale, config.height * scale, config.font_sizes)
+    painter = _painter(config)
     genuine = captcha.image.secrets
     captcha.image.secrets = _SeededSecrets(generator)
     try:
         image = painter.generate_image(text)
     finally:
         captcha.image.secrets = genuine
-    image = image.reduce(scale)
+    image = image.reduce(config.render_scale)
     return (image.convert("L") if config.color == "grey" else image), text
 
 

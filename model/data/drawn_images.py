@@ -9,7 +9,7 @@ from model.config import TrialConfig
 from model.data import pool_file
 from model.data.alphabet import Alphabet
 from model.data.cache import written
-from model.data.captchas import render
+from model.data.captchas import determinants, render
 from model.data.pool_file import PoolSpec, Shape, Split, label_type
 from model.data.workers import Progress, in_workers
 
@@ -26,8 +26,7 @@ class DrawnImages:
 
     def specs(self, split: Split) -> list[PoolSpec]:
         libraries = {name: version(name) for name in ("captcha", "pillow")}
-        config = self._captcha.model_dump(mode="json")
-        contents = {"config": config, "seed": self._data.seed, "libraries": libraries}
+        contents = {"config": determinants(self._captcha), "seed": self._data.seed, "libraries": libraries}
         return [PoolSpec.of(split, self._data.count(split), self._captcha.width, contents)]
 
     def make(self, missing: list[PoolSpec], folder: Path, workers: int, progress: Progress) -> None:

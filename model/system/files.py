@@ -1,5 +1,6 @@
 """Atomic file writes: after a crash, a file has its old or its new content, never a part."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -42,6 +43,14 @@ def _write(path: Path, *parts: bytes | memoryview) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal. Raises OSError, also for a folder, a FIFO or a device."""
+    if path.exists() and not path.is_file():  # reading from a FIFO or a device may never end
+        raise OSError("not a regular file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(folder: Path, also: str = "") -> None:

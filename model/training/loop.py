@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from model.training import acceleration, precision
 from model.training.acceleration import Step, set_rate
 from model.training.averaging import AveragedWeights
 from model.training.evaluation import Samples, evaluate
+from model.training.freezing import freeze
+from model.training.initial_weights import InitialWeights
 from model.training.optimizers import make_optimizer
 from model.training.running_scores import Log, RunningScores
 from model.training.scores import Scores
@@ -46,14 +49,18 @@ class Epoch:
     note: str | None  # says that torch.compile failed, so that the trial runs without it
 
 
-def make_network(config: TrialConfig, device: torch.device) -> CRNN:
-    """Creates the network with weights drawn from the config's training seed.
+def make_network(config: TrialConfig, device: torch.device, init: Path | None = None) -> CRNN:
+    """Creates the network with weights drawn from the config's training seed, or those of `network.init`.
 
-    It is in channels-last memory format, in which convolutions run about twice as fast.
+    `init` is where that file lies now, by default where the config says. Layers of `network.freeze` are frozen. The
+    network is in channels-last memory format, in which convolutions run about twice as fast. Raises ValueError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         network = CRNN(config)
+    if config.network.init is not None:
+        InitialWeights.load(config, init).copy_to(network, config.image.characters)
+    freeze(network, config.network.freeze)
     network.to(device)
     return network.to(memory_format=torch.channels_last)
 

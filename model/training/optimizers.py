@@ -27,4 +27,5 @@ OPTIMIZERS: dict[str, Callable[[Parameters, OptimizerConfig], Optimizer]] = {
 
 @collector_paused()  # creating the first optimiser makes torch import its compiler
 def make_optimizer(parameters: Parameters, config: OptimizerConfig) -> Optimizer:
-    return OPTIMIZERS[config.name](parameters, config)
+    """Creates the optimiser of those parameters that are not frozen."""
+    return OPTIMIZERS[config.name]([parameter for parameter in parameters if parameter.requires_grad], config)

@@ -25,6 +25,7 @@ from model.data.workers import prepare_process
 from model.training.loop import LOG_POINTS
 from sweep.benchmark.worker import Lane, Memory, RunningLane, sized
 from sweep.config import SweepConfig, load
+from sweep.execution import start_weights
 from sweep.machine.resources import Allotment, Machine, allot, recommend, this_machine
 from sweep.search.samplers import trial_count
 from sweep.tensorboard.event_file import lifetime
@@ -102,6 +103,7 @@ class Benchmark:
         self.machine: Machine = this_machine()
         self.allotment: Allotment = allot(config, self.machine, trials=10_000, local=False)
         self.gpu = self.allotment.gpus > 0
+        start_weights.check(config, root=None)
         self.figures: dict[str, Any] = dict.fromkeys(FIGURES)
         self.figures["device"] = self.machine.gpu_name if self.gpu else f"CPU, {self.machine.cpus} cores"
         self.rows: list[tuple[str, str, str]] = []

@@ -50,6 +50,7 @@ _MUST = {
     "list_type": "be a list",
     "literal_error": "be {expected}",
     "model_attributes_type": "be a mapping",
+    "string_pattern_mismatch": "match {pattern}",
     "string_type": "be text",
     "string_unicode": "be text in UTF-8",
     "too_long": "hold at most {max_length}",

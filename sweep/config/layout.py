@@ -8,6 +8,7 @@ _FOLDERS = ("aside", "ray", "tensorboard", "top", "trials")
 _FILES = (
     "best.pt",
     "best.yaml",
+    "init.pt",
     "leaderboard.csv",
     "machine.json",
     "report.html",

@@ -155,7 +155,7 @@ def _readable_format(number: int) -> int:
     return FORMAT
 
 
-_FIXED = ("training.epochs",)
+_FIXED = ("training.epochs", "network.init", "network.init_sha256")
 
 
 class SweepConfig(TrialConfig):
@@ -204,7 +204,8 @@ class SweepConfig(TrialConfig):
         base = self._base
         for path, parameter, given in walk(self.search.space):
             if path.partition(".")[0] not in ("network", "optimizer", "schedule", "training") or path in _FIXED:
-                problems[f"search.space.{path} is not searchable: all trials see the same images and epochs"] = None
+                same = "initial weights" if path.startswith("network.init") else "images and epochs"
+                problems[f"search.space.{path} is not searchable: all trials have the same {same}"] = None
                 continue
             trials: dict[TrialConfig, Value] = {}
             for value in parameter.options or parameter.bounds or ():
@@ -225,10 +226,11 @@ class SweepConfig(TrialConfig):
 
     @model_validator(mode="after")
     def _check_font(self) -> Self:
-        """Checks that the font has all characters. Not done in `CaptchaConfig`, because that would import Pillow for
-        every use of the trial's config."""
-        if self.captcha is not None and not self.captcha.characters.isascii():  # the font has all of ASCII
+        """Checks that the library's font has all characters. Not done in `CaptchaConfig`, because that would import
+        Pillow for every use of the trial's config. Fonts of one's own are checked when a sweep starts."""
+        drawn = self.captcha
+        if drawn is not None and drawn.fonts is None and not drawn.characters.isascii():  # the font has all of ASCII
             from model.data.captchas import check_characters
 
-            check_characters(self.captcha.characters)
+            check_characters(drawn.characters)
         return self

@@ -1,5 +1,7 @@
 """`--dry-run`: prints what a sweep would do, without starting anything."""
 
+from collections.abc import Sequence
+
 import torch
 
 from model.config import TrialConfig
@@ -11,7 +13,7 @@ from sweep.search.samplers import limit
 from sweep.search.search import Search
 
 
-def show(config: SweepConfig, allotment: Allotment) -> None:
+def show(config: SweepConfig, allotment: Allotment, notes: Sequence[str]) -> None:
     """Prints the config, the search space, five sampled trials and the disk space that a sweep needs."""
 
     search = Search(config, None)
@@ -19,6 +21,8 @@ def show(config: SweepConfig, allotment: Allotment) -> None:
     if (limited := limit(config.search)) is not None:
         print(f"# {limited}")
     print(f"# {search.trials} trials over")
+    for note in notes:
+        print(f"# {note.strip()}")
     for path, parameter, given in walk(config.search.space):
         condition = "".join(f"  if {key} = {value}" for key, value in given.items())
         print(f"#   {path}: {parameter}{condition}")

@@ -19,6 +19,7 @@ from sweep.config import (
     SweepConfig,
     blaming,
     load,
+    named_files,
     parse_settings,
     split_at_commas,
 )
@@ -114,7 +115,7 @@ def _connect(address: str, closing: ExitStack) -> "RayCluster":
 def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[str, Any], dict[str, Any] | None]]:
     """The config with all options applied, and its origin (file, --set, --trial) for error sentences. Raises
     ConfigError."""
-    settings = parse_settings("--set", options.set)
+    settings = named_files.forget_digests(parse_settings("--set", options.set))
     trial = None if options.trial is None else parse_settings("--trial", split_at_commas(options.trial))
     source = options.config
     if options.resume is not None:
@@ -145,7 +146,9 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
     config = load(source, settings, trial, to_resume=options.resume is not None, tell=tell)
     own = options.output_dir / config.data.cache if config.data.cache else folders.default_cache(options.output_dir)
     data = config.data.model_copy(update={"cache": str(own)})
-    return config.model_copy(update={"data": data}), (source, settings, trial)
+    origin = source, settings, trial
+    with blaming(*origin):
+        return named_files.pinned(config.model_copy(update={"data": data}), options.resume), origin
 
 
 def _checked_address(options: argparse.Namespace) -> str:

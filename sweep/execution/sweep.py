@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from model.data.workers import another_main_module
 from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming
 from sweep.config.workplace import Workplace
-from sweep.execution import dry_run, folders, in_process, interrupts
+from sweep.execution import dry_run, folders, in_process, interrupts, start_weights
 from sweep.execution.start import Request
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
@@ -41,8 +42,9 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     machine = this_machine()
     with blaming(*request.origin):
         allotment = allot(config, machine, trial_count(config.search), options.local, members)
+        notes = start_weights.check(config, options.resume)
     if options.dry_run:
-        dry_run.show(config, allotment)
+        dry_run.show(config, allotment, notes)
         return 0
 
     def workplace_in(root: Path) -> Workplace:
@@ -64,7 +66,7 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
     machine = together(members) if members else machine
-    return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing).run()
+    return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing, notes).run()
 
 
 def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine]:
@@ -95,6 +97,7 @@ class Sweep:
     terminal: Terminal
     cluster: "RayCluster | None"
     closing: ExitStack
+    notes: Sequence[str]  # about the weights that training starts from
     search: Search | None = None
     reporter: Reporter | None = None
     board: TensorBoard | None = None
@@ -144,8 +147,10 @@ class Sweep:
             tell=lambda line: terminal.say(line, at=0),
         )
         remove_leftovers(root)
+        start_weights.keep_copy(self.config, root)
         replace_file(root / "sweep.yaml", self.config.yaml.encode())
-        terminal.header(root / "sweep.yaml" if options.resume else options.config, self.machine, self.allotment)
+        source = root / "sweep.yaml" if options.resume else options.config
+        terminal.header(source, self.machine, self.allotment, self.notes)
         if (other := machine_file.keep(root / "machine.json", self.machine)) is not None:
             terminal.say(other, at=0)
         for line in source_of(self.config).findings(self.workplace.pools, root / BAD_IMAGES):

@@ -26,7 +26,7 @@ from model.training.evaluation import evaluate
 from model.training.loop import Epoch, make_network, train
 from model.training.running_scores import Diverged
 from model.training.scores import SCORES
-from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, read_trial
+from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, named_files, read_trial
 from sweep.config.workplace import Workplace
 from sweep.search.early_stopping import decides
 from sweep.search.records import TrialRecord
@@ -111,7 +111,7 @@ class Trial:
             begin = time.monotonic()
             if warming is not None:
                 warming.result()
-            network = make_network(config, place)
+            network = self._network(config, place)
             average = self._average_of(network, config)
             for epoch in train(config, network, data, writer.log, start, average):
                 writer.epoch(epoch.number, epoch.train, epoch.valid, epoch.best_valid.error_rate)
@@ -163,6 +163,9 @@ class Trial:
             return None
         return AveragedWeights(network, config.steps_per_epoch * config.training.epochs)
 
+    def _network(self, config: TrialConfig, place: torch.device) -> CRNN:
+        return make_network(config, place, self.workplace.root / named_files.COPY)
+
     def _save_best(self, epoch: Epoch, config: TrialConfig) -> None:
         state = {
             "config": config.model_dump(mode="json"),
@@ -200,7 +203,7 @@ class Trial:
         """Error rate of the best epoch's weights on the test set. Adds the test scores and the texts read to
         `best.pt`."""
         best = checkpoints.load(self.folder / "best.pt")
-        network = make_network(config, data.device)
+        network = self._network(config, data.device)
         network.load_state_dict(best["network"])
         numeric = precision.resolve(config.training.precision, data.device)
         scores, samples = evaluate(network, data.batches(data.open("test")), numeric)

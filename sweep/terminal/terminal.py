@@ -58,8 +58,8 @@ class Terminal:
         if self.verbosity >= at:
             self.console.print(line)
 
-    def header(self, source: Path, machine: Machine, allotment: Allotment) -> None:
-        """Prints what is about to run: the search, the device and the folders."""
+    def header(self, source: Path, machine: Machine, allotment: Allotment, notes: Sequence[str] = ()) -> None:
+        """Prints what is about to run: the search, the device and the folders. `notes` are lines in between."""
         config, root = self._config, self._root
         search, device = config.search, pick(allotment.gpus)
         stopping = search.early_stopping
@@ -84,6 +84,8 @@ class Terminal:
         if allotment.gpus and allotment.at_once > machine.gpus:
             place += ", shared by its trials through MPS" if machine.mps else ", whose trials take turns (no MPS runs)"
         self.say(f"  device       {place}, {numeric}")
+        for note in notes:
+            self.say(note)
         self.say(f"  writes to    {shown(root)}")
         self.say(f"  look at it   {logdir_command(root)}\n")
 
