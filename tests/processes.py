@@ -96,10 +96,23 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
+# What a sweep imports, most of it late: imported once here, it costs no forked process ten seconds.
 FORKS = multiprocessing.get_context("forkserver")
-
-
-FORKS.set_forkserver_preload(["sweep.run", "sweep.execution.sweep", "optuna.storages"])
+FORKS.set_forkserver_preload(
+    [
+        "sweep.run",
+        "sweep.execution.sweep",
+        "sweep.verdict.page",
+        "sweep.verdict.results",
+        "torch._dynamo",
+        "alembic.command",
+        "optuna.storages._rdb.storage",
+        "optuna.visualization._parallel_coordinate",
+        "plotly.graph_objects",
+        "sqlalchemy.dialects.sqlite",
+        "matplotlib.backends.backend_agg",
+    ]
+)
 
 
 def _run_local(arguments: list[str], output: Path) -> None:
