@@ -115,21 +115,21 @@ FORKS.set_forkserver_preload(
 )
 
 
-def _run_local(arguments: list[str], output: Path) -> None:
+def _run_local(arguments: list[str], output: Path, errors: Path) -> None:
     from sweep.run import main
 
-    with output.open("a") as file:
+    with output.open("a") as file, errors.open("a") as other:
         os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        os.dup2(other.fileno(), 2)
         sys.exit(main([*arguments, "--local"]))
 
 
 class LocalSweep:
     """The same with --local, forked from a process that has imported torch: it starts in an instant."""
 
-    def __init__(self, output: Path, *arguments: str) -> None:
+    def __init__(self, output: Path, *arguments: str, errors: Path | None = None) -> None:
         self.output = output
-        self.process = FORKS.Process(target=_run_local, args=(list(arguments), output))
+        self.process = FORKS.Process(target=_run_local, args=(list(arguments), output, errors or output))
         self.process.start()
 
     def kill(self) -> None:

@@ -19,7 +19,7 @@ from sweep.report import main as report
 from sweep.run import main
 from sweep.verdict.reporter import Reporter
 from tests.conftest import REPOSITORY
-from tests.processes import FORKS, LocalSweep, StartLocal, resume_local, wait_for
+from tests.processes import FORKS, PATIENCE, LocalSweep, StartLocal, resume_local, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 from tests.test_resume import SmallDisk
 from tests.test_trial import make
@@ -390,14 +390,14 @@ def test_without_inodes_it_stops_with_a_sentence_and_goes_on_when_there_are_some
     with suppress(OSError):
         for number in range(1000):
             (disk.path / "fillers" / str(number)).touch()
-    printed, _ = sweep.communicate(timeout=120)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 120)
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
     assert "no space is left on the disk" in printed
     assert "--resume" in printed
     shutil.rmtree(disk.path / "fillers")
     sweep = disk.run("--resume", str(place / "r"), "--local")
-    printed, _ = sweep.communicate(timeout=240)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 240)
     assert sweep.returncode == 0, printed
     assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "8")}
 
@@ -408,7 +408,7 @@ def test_a_read_only_sweep_is_reported_and_not_resumed(disk: SmallDisk, ended: P
     shutil.copytree(ended, disk.path / "r", symlinks=True)
     inside(disk, "mount", "-o", "remount,ro", str(place))
     sweep = disk.run("--resume", str(place / "r"), "--local")
-    printed, _ = sweep.communicate(timeout=120)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 120)
     assert sweep.returncode == 2, printed
     assert len(printed.strip().splitlines()) == 1
     (tmp_path / "mine").mkdir()
