@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,18 @@ import torch
 from model.config import TrialConfig, override
 from model.data.batches import Data
 from model.data.pools import ensure_pools
-from tests.processes import SETTINGS, TINY, UNCONFIRMED, LocalSweep, Sweep, sets
+from tests.processes import PATIENCE, SETTINGS, TINY, UNCONFIRMED, LocalSweep, Sweep, sets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SLOW = ("slow", "soak", "namespaces", "browser")
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files with the most slow tests first: with `-n 2`, each of two processes takes the next file, and one
+    should not begin the longest when the other has no more to do."""
+    slow = Counter(item.path for item in items if any(item.get_closest_marker(marker) for marker in SLOW))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -63,14 +72,19 @@ def tiny_data(cache: Path) -> Callable[[TrialConfig], Data]:
 
 
 @pytest.fixture(scope="session")
-def sweep(cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def sweep(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m sweep.run` on the quickstart, shrunk."""
 
-    def run(outputs: Path, *arguments: str, settings: dict[str, Any] | None = None) -> Any:
+    def run(outputs: Path, *options: str, settings: dict[str, Any] | None = None) -> Any:
         values = {**TINY, **UNCONFIRMED, "search.trials": 3, "search.early_stopping": "none", **(settings or {})}
-        command = [sys.executable, "-m", "sweep.run", "--output-dir", str(outputs), "--cache-dir", str(cache)]
-        return subprocess.run(
-            [*command, *sets(values), *arguments], capture_output=True, text=True, timeout=240, check=False
+        arguments = ["--output-dir", str(outputs), "--cache-dir", str(cache), *sets(values), *options]
+        if "--local" not in options:
+            command = [sys.executable, "-m", "sweep.run", *arguments]
+            return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE * 240, check=False)
+        printed = tmp_path_factory.mktemp("printed")
+        code, output = LocalSweep(printed / "output", *arguments, errors=printed / "errors").wait()
+        return subprocess.CompletedProcess(
+            arguments, -1 if code is None else code, output, (printed / "errors").read_text()
         )
 
     return run

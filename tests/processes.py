@@ -96,27 +96,40 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
+# What a sweep imports, most of it late: imported once here, it costs no forked process ten seconds.
 FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "sweep.run",
+        "sweep.execution.sweep",
+        "sweep.verdict.page",
+        "sweep.verdict.results",
+        "torch._dynamo",
+        "alembic.command",
+        "optuna.storages._rdb.storage",
+        "optuna.visualization._parallel_coordinate",
+        "plotly.graph_objects",
+        "sqlalchemy.dialects.sqlite",
+        "matplotlib.backends.backend_agg",
+    ]
+)
 
 
-FORKS.set_forkserver_preload(["sweep.run", "sweep.execution.sweep", "optuna.storages"])
-
-
-def _run_local(arguments: list[str], output: Path) -> None:
+def _run_local(arguments: list[str], output: Path, errors: Path) -> None:
     from sweep.run import main
 
-    with output.open("a") as file:
+    with output.open("a") as file, errors.open("a") as other:
         os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        os.dup2(other.fileno(), 2)
         sys.exit(main([*arguments, "--local"]))
 
 
 class LocalSweep:
     """The same with --local, forked from a process that has imported torch: it starts in an instant."""
 
-    def __init__(self, output: Path, *arguments: str) -> None:
+    def __init__(self, output: Path, *arguments: str, errors: Path | None = None) -> None:
         self.output = output
-        self.process = FORKS.Process(target=_run_local, args=(list(arguments), output))
+        self.process = FORKS.Process(target=_run_local, args=(list(arguments), output, errors or output))
         self.process.start()
 
     def kill(self) -> None:

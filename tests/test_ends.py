@@ -19,8 +19,8 @@ from sweep.report import main as report
 from sweep.run import main
 from sweep.verdict.reporter import Reporter
 from tests.conftest import REPOSITORY
-from tests.processes import FORKS, LocalSweep, StartLocal, resume_local, wait_for
-from tests.results import leaderboard
+from tests.processes import FORKS, PATIENCE, LocalSweep, StartLocal, resume_local, wait_for
+from tests.results import assert_curves_without_scars, leaderboard
 from tests.test_resume import SmallDisk
 from tests.test_trial import make
 
@@ -136,29 +136,43 @@ def test_one_image_and_one_seed_are_enough_for_a_verdict(local: StartLocal, tmp_
     assert (tmp_path / "r" / "report.html").exists()
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "unreadable"])
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("deleted", "the image pool is missing or damaged"),
+        ("replaced", "the image pool is missing or damaged"),
+        ("unreadable", "the image pool is missing or damaged"),
+        ("cut", ".pool was cut while it was read"),  # in place, so that reading its map raises SIGBUS
+    ],
+)
 def test_images_that_go_while_a_sweep_runs_halt_it_and_fail_no_trial(
-    arguments: Arguments, tmp_path: Path, harm: str
+    arguments: Arguments, tmp_path: Path, harm: str, words: str
 ) -> None:
-    cache = tmp_path / "cache"
-    many = {"search__trials": 3, "training__epochs": 4, "search__early_stopping": "none"}
-    sweep = LocalSweep(tmp_path / "printed.txt", *arguments("r", **many), "--cache-dir", str(cache))
-    wait_for(lambda: list(tmp_path.glob("r/trials/0000*/epoch_0001.pt")))
+    cache, root = tmp_path / "cache", tmp_path / "r"
+    long = {"search__trials": 2, "training__epochs": 4, "search__early_stopping": "none"}
+    sweep = LocalSweep(tmp_path / "printed.txt", *arguments("r", **long), "--cache-dir", str(cache))
+    wait_for(lambda: list(root.glob("trials/0000*/epoch_0001.pt")))
     for pool in cache.glob("*.pool"):
-        pool.unlink()
         if harm == "cut":
+            os.truncate(pool, 5000)
+            continue
+        pool.unlink()
+        if harm == "replaced":
             pool.write_bytes(b"half")
         elif harm == "unreadable":
             pool.mkdir()
     code, printed = sweep.wait()
     assert code == 130, printed
-    assert "the image pool is missing or damaged" in printed
-    assert "failed" not in {row["state"] for row in leaderboard(tmp_path / "r")}
+    assert words in printed
+    assert "to go on: python -m sweep.run --resume" in printed
+    assert "failed" not in {row["state"] for row in leaderboard(root)}
+    assert (root / "report.html").exists()
     for pool in cache.glob("*.pool/"):
         pool.rmdir()
-    code, printed = resume_local(tmp_path / "r").wait()
+    code, printed = resume_local(root).wait()
     assert code == 0, printed
-    assert {row["state"] for row in leaderboard(tmp_path / "r")} == {"completed"}
+    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "4")}
+    assert_curves_without_scars(root)
 
 
 def step_with_few_descriptors(root: Path, cache: Path) -> None:
@@ -376,14 +390,14 @@ def test_without_inodes_it_stops_with_a_sentence_and_goes_on_when_there_are_some
     with suppress(OSError):
         for number in range(1000):
             (disk.path / "fillers" / str(number)).touch()
-    printed, _ = sweep.communicate(timeout=120)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 120)
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
     assert "no space is left on the disk" in printed
     assert "--resume" in printed
     shutil.rmtree(disk.path / "fillers")
     sweep = disk.run("--resume", str(place / "r"), "--local")
-    printed, _ = sweep.communicate(timeout=240)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 240)
     assert sweep.returncode == 0, printed
     assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "8")}
 
@@ -394,7 +408,7 @@ def test_a_read_only_sweep_is_reported_and_not_resumed(disk: SmallDisk, ended: P
     shutil.copytree(ended, disk.path / "r", symlinks=True)
     inside(disk, "mount", "-o", "remount,ro", str(place))
     sweep = disk.run("--resume", str(place / "r"), "--local")
-    printed, _ = sweep.communicate(timeout=120)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 120)
     assert sweep.returncode == 2, printed
     assert len(printed.strip().splitlines()) == 1
     (tmp_path / "mine").mkdir()

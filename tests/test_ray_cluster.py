@@ -277,6 +277,24 @@ def test_a_trial_that_loses_its_process_twice_in_a_moment_is_failed_and_the_othe
 
 
 @pytest.mark.slow
+def test_a_pool_that_is_cut_while_processes_read_it_halts_the_sweep_and_fails_no_trial(
+    start: Start, tmp_path: Path
+) -> None:
+    root, cache = tmp_path / "r", tmp_path / "cache"
+    sweep = start("r", "--cache-dir", str(cache), search__max_failures=0, **LONG)
+    wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
+    for pool in cache.glob("train*.pool"):
+        os.truncate(pool, 5000)
+    printed = assert_interrupted(sweep, sweep.family())
+    assert ".pool was cut while it was read" in printed
+    assert {row["state"] for row in leaderboard(root)} == {"interrupted"}
+    code, printed = resume(root, "--quiet")
+    assert code == 0, printed
+    assert {row["state"] for row in leaderboard(root)} == {"completed"}
+    assert_curves_without_scars(root)
+
+
+@pytest.mark.slow
 def test_a_machine_whose_memory_others_fill_costs_no_trial(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")  # Ray would take this machine for full
     code, printed = start("r", training__epochs=2, search__trials=2).wait()

@@ -21,6 +21,7 @@ from sweep.config import QUICKSTART, load
 from sweep.tensorboard.event_file import EventFile
 from tests.board import serve
 from tests.processes import (
+    PATIENCE,
     TINY,
     UNCONFIRMED,
     LocalSweep,
@@ -44,11 +45,12 @@ from tests.results import (
 
 
 def killed_again_and_again(root: Path, sweep: LocalSweep, draw: random.Random) -> tuple[int, str]:
-    """Kills it at random instants and resumes it until it ends by itself; says how often, and what was printed."""
+    """Kills it at random instants, later and later, and resumes it until it ends by itself; says how often, and what
+    was printed."""
     wait_for((root / "sweep.yaml").exists)
     kills = 0
     while True:
-        sweep.process.join(draw.uniform(0.0, 2.0 + 0.3 * kills))
+        sweep.process.join(draw.uniform(0.0, 0.5 * 1.25**kills))
         if (code := sweep.process.exitcode) is not None:
             break
         sweep.kill()
@@ -309,7 +311,7 @@ def test_what_was_damaged_meanwhile_is_made_again(
     else:
         for pool in cache.glob("*.pool"):
             pool.rename(cache / f".{pool.name}.99999999")
-    code, printed = resume(root, "--local")
+    code, printed = resume_local(root).wait()
     assert code == 0, printed
     if damage in ("truncated", "flipped"):
         assert f"{newest.name}; went on from epoch {int(older.stem[-4:])}" in printed
@@ -353,16 +355,16 @@ def test_a_running_sweep_is_not_resumed_a_second_time(local: StartLocal, tmp_pat
     root = tmp_path / "r"
     sweep = local("r", training__epochs=50, search__early_stopping="none")
     wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
-    code, printed = resume(root, "--local")
+    code, printed = resume_local(root).wait()
     assert code == 2
     assert "this sweep is running" in printed
     sweep.kill()
 
 
-def test_of_two_sweeps_that_start_with_one_name_one_runs(start: Start, tmp_path: Path) -> None:
-    few = {"search__trials": 1, "training__epochs": 1}
-    both = [start("r", "--local", **few) for _ in range(2)]
-    results = sorted(sweep.wait() for sweep in both)
+def test_of_two_sweeps_that_start_with_one_name_one_runs(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    few = arguments("r", search__trials=1, training__epochs=1)
+    both = [LocalSweep(tmp_path / f"{number}.txt", *few) for number in range(2)]
+    results = sorted((sweep.wait() for sweep in both), key=lambda result: result[0] or 0)
     assert [code for code, _ in results] == [0, 2], results
     assert "exists already" in results[1][1]
     assert len(leaderboard(tmp_path / "r")) == 1
@@ -402,7 +404,7 @@ def test_a_nan_loss_ends_its_trial_also_after_a_resume(local: StartLocal, tmp_pa
     assert "nothing is left to do" in printed
 
 
-def renderers(sweep: Sweep) -> list[psutil.Process]:
+def renderers(sweep: Sweep | LocalSweep) -> list[psutil.Process]:
     children = psutil.Process(sweep.process.pid).children()
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
@@ -420,19 +422,18 @@ def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_killed_rendering_process_ends_the_sweep_with_a_sentence_and_it_goes_on(tmp_path: Path) -> None:
-    few = ["data.train_images=4000", "training.epochs=1", "search.trials=1", "search.early_stopping=none"]
-    sets = [part for value in few for part in ("--set", value)]
-    sweep = Sweep(
-        "--name", "r", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--local", *sets
-    )
+def test_a_killed_rendering_process_ends_the_sweep_with_a_sentence_and_it_goes_on(
+    local: StartLocal, tmp_path: Path
+) -> None:
+    few = {"data__train_images": 4000, "training__epochs": 1, "search__trials": 1, "search__early_stopping": "none"}
+    sweep = local("r", "--cache-dir", str(tmp_path / "cache"), **few)
     wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
     wait_for(lambda: renderers(sweep))[-1].kill()
     code, printed = sweep.wait()
     assert code == 130, printed
     assert "a process that rendered images was killed" in printed
     assert "Traceback" not in printed
-    code, printed = resume(tmp_path / "r", "--local")
+    code, printed = resume_local(tmp_path / "r").wait()
     assert code == 0, printed
     assert not list((tmp_path / "cache").glob(".*"))
 
@@ -486,7 +487,7 @@ def test_on_a_full_disk_it_stops_with_a_sentence_and_goes_on_when_there_is_room(
     root = disk.path / "r"
     wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
     filler = disk.fill()
-    printed, _ = sweep.communicate(timeout=180)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 180)
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
     assert "no space is left on the disk" in printed
@@ -495,7 +496,7 @@ def test_on_a_full_disk_it_stops_with_a_sentence_and_goes_on_when_there_is_room(
         EventAccumulator(str(events)).Reload()
     filler.unlink()
     sweep = disk.run("--resume", str(tmp_path / "disk" / "r"), mode)
-    printed, _ = sweep.communicate(timeout=120)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 120)
     assert sweep.returncode == 0, printed
     assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "8")}
     assert_curves_without_scars(root)
@@ -507,7 +508,7 @@ def test_images_that_do_not_fit_on_the_disk_are_told_in_a_sentence(
 ) -> None:
     large = arguments("r", data__train_images=30_000)
     sweep = disk.run(*large, "--cache-dir", str(tmp_path / "disk" / "cache"), "--local")
-    printed, _ = sweep.communicate(timeout=180)
+    printed, _ = sweep.communicate(timeout=PATIENCE * 180)
     assert sweep.returncode == 130, printed
     assert "Traceback" not in printed
     assert "no space is left on the disk" in printed
@@ -532,8 +533,8 @@ def test_wrong_uses_of_resume_are_answered_in_a_sentence(tmp_path: Path, capfd: 
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_a_dry_run_tells_the_space_that_checkpoints_need(start: Start, local: StartLocal, tmp_path: Path) -> None:
-    code, printed = start("r", "--dry-run", "--local", **WHOLE).wait()
+def test_a_dry_run_tells_the_space_that_checkpoints_need(local: StartLocal, tmp_path: Path) -> None:
+    code, printed = local("r", "--dry-run", **WHOLE).wait()
     assert code == 0
     told = re.search(r"resume from: ([\d.]+) MB.*\n.*stay: ([\d.]+) MB", printed)
     assert told is not None

@@ -13,6 +13,7 @@ from model.config import TrialConfig
 from model.network.crnn import CRNN
 from model.training.checkpoints import save
 from tests.conftest import REPOSITORY
+from tests.processes import PATIENCE
 
 COMMAND = """
 import os, sys
@@ -48,7 +49,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
         env={**os.environ, **variables, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=240,
+        timeout=PATIENCE * 240,
         check=False,
     )
 
@@ -174,7 +175,7 @@ def test_a_sweep_whose_terminal_is_closed_goes_on_if_it_was_disowned(arguments: 
     os.close(its)
     read_until(ours, b"0000")
     os.close(ours)
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE * 120) == 0
     assert_complete(tmp_path / "r")
 
 
@@ -187,7 +188,7 @@ def test_a_sweep_whose_terminal_is_closed_stops_with_a_report_else(arguments: Ar
     os.close(its)
     read_until(ours, b"best error 1")
     os.close(ours)
-    assert process.wait(120) == 130
+    assert process.wait(PATIENCE * 120) == 130
     assert (tmp_path / "r" / "report.html").is_file()
     assert "to go on: python -m sweep.run --resume" in (tmp_path / "r" / "sweep.log").read_text("utf-8")
 
@@ -206,14 +207,21 @@ def test_a_sweep_whose_reader_ends_goes_on(arguments: Arguments, tmp_path: Path)
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == b""
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE * 120) == 0
     assert_complete(tmp_path / "r")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [">/dev/full 2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("mode", ["--local", "--verbose"], ids=["local", "Ray"])
-def test_a_sweep_ends_well_without_a_place_to_print(arguments: Arguments, tmp_path: Path, how: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        ("--local", ">/dev/full 2>&1"),
+        ("--local", ">&- 2>&-"),
+        ("--verbose", ">/dev/full 2>&1"),  # on Ray
+        ("--verbose", "<&- >&- 2>&-"),
+    ],
+)
+def test_a_sweep_ends_well_without_a_place_to_print(arguments: Arguments, tmp_path: Path, mode: str, how: str) -> None:
     words = [f"'{word}'" for word in [sys.executable, "-m", "sweep.run", *arguments("r", **SHORT), mode]]
     done = shell(f"{' '.join(words)} {how}", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

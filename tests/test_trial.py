@@ -1,14 +1,17 @@
 """One trial, stepped by hand."""
 
 import json
+import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from sqlalchemy import Engine, event
 
 from model.data.pools import ensure_pools
@@ -19,7 +22,7 @@ from sweep.execution.trial import Trial
 from sweep.search.records import TrialRecord
 from sweep.search.search import Search
 from sweep.tensorboard.event_file import scalars
-from sweep.wording.faults import last_error, one_line
+from sweep.wording.faults import last_error, one_line, surroundings
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, TINY, UNCONFIRMED
 
@@ -142,34 +145,91 @@ def test_early_stopping_compares_the_averaged_weights_loss_at_rungs_and_nothing_
 
 
 class Failing(torch.utils.data.Dataset[int]):
-    def __init__(self, message: str) -> None:
-        self.message = message
+    def __init__(self, fail: Callable[[], object]) -> None:
+        self.fail = fail
 
     def __getitem__(self, index: int) -> int:
-        raise RuntimeError(self.message)
+        self.fail()
+        return index
 
     def __len__(self) -> int:
         return 1
 
 
+def fallen(fail: Callable[[], object]) -> BaseException:
+    """What a DataLoader raises in whose worker process `fail` raises or ends the process."""
+    with pytest.raises(Exception, match="DataLoader worker") as wrapped:
+        next(iter(torch.utils.data.DataLoader(Failing(fail), num_workers=1)))
+    return wrapped.value
+
+
+def fail_with(error: BaseException) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def fail_from_another() -> None:
+    try:
+        fail_with(KeyError("another"))()
+    except KeyError as error:
+        raise ValueError("the cause\n  in detail\nin three lines") from error
+
+
 @pytest.mark.parametrize(
-    ("message", "line"),
+    ("fail", "line"),
     [
-        ("the cause", "RuntimeError: the cause"),
-        ("the cause\nin two lines", "RuntimeError: the cause in two lines"),
-        ("Error(s) in loading:\n\tfc.bias is missing", "RuntimeError: Error(s) in loading: fc.bias is missing"),
+        (fail_with(RuntimeError("the cause")), "RuntimeError: the cause"),
+        (fail_with(RuntimeError("the cause\nin two lines\n\n")), "RuntimeError: the cause in two lines"),
         (
-            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)",
-            "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
-            "; more shared memory (a container's --shm-size) or resources.cpus: 1 helps",
+            fail_with(RuntimeError("Error(s) in loading:\n\tfc.bias is missing")),
+            "RuntimeError: Error(s) in loading: fc.bias is missing",
+        ),
+        (fail_from_another, "ValueError: the cause in detail in three lines"),
+        (fail_with(ValueError()), "ValueError"),
+        (lambda: eval("("), "SyntaxError: '(' was never closed"),
+        (lambda: Image.open(Path(__file__)), "PIL.UnidentifiedImageError: cannot identify image file"),
+    ],
+)
+def test_an_error_in_another_process_is_told_by_its_cause(fail: Callable[[], object], line: str) -> None:
+    assert one_line(fallen(fail)).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (fail_with(OSError(28, "No space left on device", "/x")), "no space is left on the disk"),
+        (fail_with(OSError(5, "Input/output error", "/x")), "the disk answered with an input/output error: /x"),
+        (fail_with(FileNotFoundError("/x: the image pool is missing")), "FileNotFoundError: /x: the image pool is"),
+        (fail_with(MemoryError()), "memory ran out"),
+        (
+            fail_with(RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left (28)")),
+            "shared memory ran out: a container's --shm-size, or resources.cpus: 1, helps",
+        ),
+        (
+            fail_with(RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")),
+            "shared memory ran out: a container's --shm-size, or resources.cpus: 1, helps",
+        ),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGBUS),
+            "shared memory ran out: a container's --shm-size, or resources.cpus: 1, helps",
         ),
     ],
 )
-def test_an_error_in_another_process_is_told_by_its_cause(message: str, line: str) -> None:
-    loader = torch.utils.data.DataLoader(Failing(message), num_workers=1)
-    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process 0") as wrapped:
-        next(iter(loader))
-    assert one_line(wrapped.value) == line
+def test_a_fault_of_the_surroundings_in_another_process_is_told_as_one(fail: Callable[[], object], words: str) -> None:
+    assert str(surroundings(fallen(fail))).startswith(words)
+
+
+@pytest.mark.parametrize("fail", [fail_with(OSError(12, "Cannot allocate memory")), fail_with(RuntimeError("a bug"))])
+def test_what_a_trial_itself_asked_for_is_no_fault_of_the_surroundings(fail: Callable[[], object]) -> None:
+    assert surroundings(fallen(fail)) is None
+
+
+def test_a_killed_loading_process_is_told_by_its_signal() -> None:
+    line = one_line(fallen(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    assert line.startswith("RuntimeError: DataLoader worker")
+    assert line.endswith("is killed by signal: Killed.")
 
 
 def test_an_error_of_the_trial_itself_is_told_whole() -> None:
@@ -183,8 +243,9 @@ def test_a_lost_process_is_told_by_the_last_lines_of_rays_report() -> None:
         "The actor died unexpectedly.\n\tclass_name: RayTrial\n\tpid: 7\nThe actor is dead because it was killed.\n"
     )
     assert last_error(report) == "The actor is dead because it was killed."
-    bus = "DataLoader worker (pid 7) is killed by signal: Bus error. Please try to raise your shared memory limit."
-    assert last_error(bus).endswith("resources.cpus: 1 helps")
+    stack = 'Traceback (most recent call last):\n  File "x.py", line 7, in f\n    g()\nValueError: the cause\n'
+    assert last_error(stack + report) == "The actor is dead because it was killed."
+    assert last_error(f"ray::step()\n{stack}  in detail") == "ValueError: the cause in detail"
 
 
 def test_on_another_machine_a_trial_renders_the_images_that_this_one_lacks(tmp_path: Path) -> None:

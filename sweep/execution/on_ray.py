@@ -6,6 +6,7 @@ searcher and scheduler only forward to it. A restarted trial resumes from its ow
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from model.system.malloc import collector_paused
@@ -19,6 +20,7 @@ with collector_paused():
     from sweep.config import SweepConfig
     from sweep.config.workplace import Workplace
     from sweep.execution import ray_compat
+    from sweep.execution.bus_error import cut_pool
     from sweep.execution.interrupts import held_back, passed_to_tune
     from sweep.execution.ray_cluster import RayCluster, RayLost
     from sweep.execution.trial import Trial, keep_to_share
@@ -98,9 +100,9 @@ class _Suggestions(_HasSearch, Searcher):
 class _Decisions(_HasSearch, FIFOScheduler):
     """Tune scheduler that reports each epoch to `Search`, whose answer stops the trial or lets it continue."""
 
-    def __init__(self, search: Search, cluster: RayCluster) -> None:
+    def __init__(self, search: Search, cluster: RayCluster, cut_pool: Callable[[], str | None]) -> None:
         super().__init__()
-        self._search, self._cluster = search, cluster
+        self._search, self._cluster, self._cut_pool = search, cluster, cut_pool
         self._places: dict[int, str] = {}  # a trial's number → the node on which it last trained an epoch
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -116,6 +118,9 @@ class _Decisions(_HasSearch, FIFOScheduler):
         node_lost = _NODE_DIED in reason or self._cluster.has_lost(self._places.get(number))
         what = "its node was lost" if node_lost else f"its process was lost: {last_error(reason)}"
         with held_back():
+            if (cut := self._cut_pool()) is not None:
+                self._search.halt(number, cut)
+                return
             self._search.fail(number, what, node_lost=node_lost)
 
 
@@ -151,7 +156,7 @@ def _tuner(
         tune.with_resources(SweepsTrial, {"cpu": allotment.cpus, "gpu": allotment.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(search),
-            scheduler=_Decisions(search, cluster),
+            scheduler=_Decisions(search, cluster, partial(cut_pool, config, workplace.pools)),
             num_samples=search.most * (config.search.max_failures + config.search.max_node_losses + 1),
             max_concurrent_trials=allotment.at_once,
             reuse_actors=True,

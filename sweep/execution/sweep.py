@@ -17,7 +17,7 @@ from model.data.workers import another_main_module
 from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming
 from sweep.config.workplace import Workplace
-from sweep.execution import dry_run, folders, in_process, interrupts, start_weights
+from sweep.execution import bus_error, dry_run, folders, in_process, interrupts, start_weights
 from sweep.execution.start import Request
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
@@ -175,15 +175,20 @@ class Sweep:
         if search.exhausted:
             terminal.say("nothing is left to do: all trials of this sweep have ended", at=0)
         elif self.cluster is None:
-            in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
+            with bus_error.answered(self._give_up_without_image):
+                in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
         else:
             from sweep.execution import on_ray  # imports Ray, which --local does without
 
             on_ray.run(search, config, self.workplace, self.allotment, self.cluster, self._give_up)
 
+    def _give_up_without_image(self) -> None:
+        cut = bus_error.cut_pool(self.config, self.workplace.pools)
+        self._give_up(cut or "the disk could not read a file that is mapped into memory (SIGBUS)")
+
     def _give_up(self, why: str) -> None:
-        """Writes the report and ends the process. Called from a thread when Ray is lost and the main thread is blocked
-        inside Ray's C++."""
+        """Writes the report and ends the process. Called from a thread when the main thread can't go on: Ray is lost
+        and its C++ blocks, or an image can't be read."""
         try:
             self._end(Fault(why, faults.INTERRUPTED))
             sys.stdout.flush()

@@ -4,9 +4,11 @@ The user can fix the former and then `--resume` the sweep; the latter need a loo
 """
 
 import errno
+import re
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import dropwhile
 
 INTERRUPTED, INTERNAL = 130, 70  # exit codes
 
@@ -23,6 +25,10 @@ _WORDS = {
     errno.EIO: "the disk answered with an input/output error",
     errno.ENOENT: "a file or folder is gone",
 }
+_FRAME = re.compile(r'^\s*File ".*", line \d+.*$', re.MULTILINE)  # of a traceback
+_ERRNO = re.compile(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?")  # an OSError as its traceback ends
+_SHARED_MEMORY = re.compile(r"\(shm\)|/dev/shm|shared memory|</torch_")  # PyTorch's RuntimeErrors about it
+_NO_SHARED_MEMORY = "shared memory ran out: a container's --shm-size, or resources.cpus: 1, helps"
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,16 @@ BY_YOU = Fault("by you", INTERRUPTED)
 def surroundings(error: BaseException) -> str | None:
     """The cause outside of this program in words, such as a full disk; None if the error is the program's own."""
     for one in _chain(error):
-        if isinstance(one, OSError) and one.errno != errno.ENOMEM:
-            return _described(one)
+        if isinstance(one, OSError) and (own := _unwrapped(one)).errno != errno.ENOMEM:
+            return _described(own)
         if isinstance(one, BrokenProcessPool):
             return "a process that rendered images was killed"
         if isinstance(one, MemoryError):
             return "memory ran out"
         if "Too many open files" in str(one):  # PyTorch's RuntimeError from shared memory and pipes
             return _WORDS[errno.EMFILE]
+        if isinstance(one, RuntimeError) and _SHARED_MEMORY.search(str(one)):
+            return _NO_SHARED_MEMORY
     # Last, because Ray wraps errors: one further down the chain names the cause better.
     if any(type(one).__module__ == "ray.exceptions" and type(one).__name__ != "RayTaskError" for one in _chain(error)):
         return f"Ray's own processes were lost: {one_line(error)}"
@@ -69,31 +77,42 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+def _unwrapped(error: OSError) -> OSError:
+    """The error that a DataLoader's worker process raised: the loader raises one of the same type, which has the
+    worker's traceback for a message and no number."""
+    said = _message(str(error))
+    found = _ERRNO.fullmatch(said.partition(": ")[2]) if error.errno is None else None
+    return error if found is None else OSError(int(found[1]), found[2], found[3])
+
+
 def _described(error: OSError) -> str:
     if error.errno is None:
-        lines = str(error).split("\n")
-        return lines[-1].strip() or type(error).__name__  # last line: a DataLoader puts its worker's traceback first
+        return _message(str(error)) or type(error).__name__
     words = _WORDS.get(error.errno, str(error.strerror))
     return words if words == NO_SPACE or error.filename is None else f"{words}: {error.filename}"
 
 
 def one_line(error: BaseException) -> str:
-    """The error's type and message in one line, without a traceback."""
-    said = last_error(str(error))
-    # The message of an error from another process holds a traceback, whose last line already names the type.
-    return said if "Traceback (most recent call last)" in str(error) else f"{type(error).__name__}: {said}"
+    """The error's type and message in one line, without a traceback, and the same of what it was raised from."""
+    said = _message(str(error))[:300]
+    if not _FRAME.search(str(error)):  # else the last line of the traceback in its message names the type
+        said = f"{type(error).__name__}: {said}"
+    return said if error.__cause__ is None else f"{said}; because of {one_line(error.__cause__)}"
 
 
-def last_error(text: str) -> str:
-    """The last error message of a text that may hold tracebacks, as one line: the lines after the last (indented)
-    stack. However many processes and libraries have wrapped an error, its root cause comes last."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    start = len(lines)
-    while start and lines[start - 1][0].isspace():  # details of the error itself
-        start -= 1
-    while start and not lines[start - 1][0].isspace():
-        start -= 1
-    said = " ".join(" ".join(lines[start:]).split())[:300]
-    if any(word in text for word in ("(shm)", "/dev/shm", "shared memory")):
-        said += "; more shared memory (a container's --shm-size) or resources.cpus: 1 helps"
-    return said
+def _message(text: str) -> str:
+    """What follows the last traceback in a text, or all of a text without one, as one line. However many processes and
+    libraries have wrapped an error, the message of its root cause comes last."""
+    *_, after = _FRAME.split(text)
+    lines = [line for line in after.splitlines() if line.strip()]
+    if after != text:  # the frame's source code, which is indented
+        lines = list(dropwhile(lambda line: line[0].isspace(), lines))
+    return " ".join(" ".join(lines).split())
+
+
+def last_error(report: str) -> str:
+    """The last error of Ray's report about a lost process, as one line: what follows the last traceback, of that the
+    last lines that are not indented, and the details that are indented below them."""
+    *_, after = _FRAME.split("\n".join(line for line in report.splitlines() if line.strip()))
+    paragraphs = re.findall(r"(?:^\S.*\n?)+(?:^\s.*\n?)*", after, re.MULTILINE)
+    return _message(paragraphs[-1] if paragraphs else after)[:300]
