@@ -9,12 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.stats import chi2, chi2_contingency
 
 from model.config import TrialConfig, override
 from model.data.alphabet import Alphabet
 from sweep.config import load
 from sweep.verdict.misreadings import LOST, Misreadings, more_time_steps, most_frequent, visible
-from sweep.verdict.significance import difference_p_value
+from sweep.verdict.significance import difference_p_value, stratified_p_value
 from tests.conftest import QUICKSTART
 
 DIGITS = "0123456789"
@@ -128,6 +129,29 @@ def test_a_difference_between_kinds_is_judged_by_fishers_test() -> None:
     # the lady tasting tea: 3 of 4 against 1 of 4, (16 + 16 + 1 + 1) / 70
     assert difference_p_value(3, 4, 1, 4) == pytest.approx(34 / 70)
     assert difference_p_value(27, 530, 30, 1470) < 0.001
+
+
+def test_kinds_within_strata_are_judged_as_by_the_chi_square_test_of_each() -> None:
+    draw = np.random.default_rng(0)
+    these, wrong, strata = draw.random(800) < 0.4, draw.random(800) < 0.1, np.arange(800) % 2
+    wrong |= these & (draw.random(800) < 0.03)
+    table = [[int(((these == a) & (wrong == b)).sum()) for b in (True, False)] for a in (True, False)]
+    statistic = chi2_contingency(table, correction=True).statistic * 799 / 800
+    assert stratified_p_value(wrong, these, np.zeros(800)) == pytest.approx(chi2.sf(statistic, 1))
+    # A stratum in which all are of one kind tells nothing.
+    alone = np.concatenate([strata, np.full(100, 5)])
+    more = stratified_p_value(np.append(wrong, np.ones(100, bool)), np.append(these, np.ones(100, bool)), alone)
+    assert more == pytest.approx(stratified_p_value(wrong, these, strata))
+
+
+def test_long_texts_that_are_misread_do_not_blame_the_equal_neighbours_that_they_have() -> None:
+    draw = np.random.default_rng(1)
+    found = misreadings(texts(2000, 2, 12), lambda text, number: text[1:] if draw.random() < len(text) / 40 else text)
+    doubled = found.kinds["doubled"]
+    table = (doubled.these.wrong, doubled.these.of, doubled.others.wrong, doubled.others.of)
+    assert difference_p_value(*table) < 0.01
+    assert not doubled.is_worse
+    assert found.kinds["longer"].is_worse
 
 
 @pytest.mark.parametrize(

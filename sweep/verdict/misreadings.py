@@ -2,7 +2,9 @@
 replaced ones; and what to try against it.
 
 A kind is shown if at least 50 texts are of it and at least 50 are not, and at least 5 of them all are misread. Whether
-it is misread more often than the rest is judged by Fisher's exact test with Holm's correction (p below 0.05).
+it is misread more often than the rest is judged by Fisher's exact test with Holm's correction (p below 0.05). Long
+texts have equal neighbours more often, and are misread more often for other reasons too; so texts with and without
+equal neighbours are compared among texts of the same length (Cochran-Mantel-Haenszel test).
 """
 
 import math
@@ -20,7 +22,7 @@ from rapidfuzz.distance import Levenshtein
 
 from model.config import TrialConfig, override
 from model.data.alphabet import BLANK, Alphabet
-from sweep.verdict.significance import difference_p_value, holm
+from sweep.verdict.significance import difference_p_value, holm, stratified_p_value
 from sweep.wording.formatting import percent
 
 _TEXTS, _MISREAD = 50, 5  # least texts of a kind and of the rest; least misread ones of both
@@ -100,9 +102,14 @@ class Misreadings:
             "last": self._characters("last"),
         }
         shown = {name: kind for name, kind in found.items() if kind is not None}
-        pairs = [(kind.these, kind.others) for kind in shown.values()]
-        tests = holm([difference_p_value(a.wrong, a.of, b.wrong, b.of) for a, b in pairs])
-        return {name: replace(kind, p=p) for (name, kind), p in zip(shown.items(), tests, strict=True)}
+        tests = {
+            name: difference_p_value(kind.these.wrong, kind.these.of, kind.others.wrong, kind.others.of)
+            for name, kind in shown.items()
+        }
+        if "doubled" in tests:
+            tests["doubled"] = stratified_p_value(self._wrong, doubled, self._lengths)
+        corrected = holm([*tests.values()])
+        return {name: replace(kind, p=p) for (name, kind), p in zip(shown.items(), corrected, strict=True)}
 
     @property
     def edits(self) -> list[Kind]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact, t
+from scipy.stats import binomtest, chi2, fisher_exact, t
 
 
 def interval(wrong: int, images: int) -> tuple[float, float]:
@@ -33,6 +33,22 @@ def difference_p_value(wrong: int, images: int, other_wrong: int, other_images: 
     error rates that differ at least this much."""
     table = [[wrong, images - wrong], [other_wrong, other_images - other_wrong]]
     return float(fisher_exact(table).pvalue)
+
+
+def stratified_p_value(wrong: np.ndarray, these: np.ndarray, strata: np.ndarray) -> float:
+    """p value of the Cochran-Mantel-Haenszel test (Mantel & Haenszel 1959), with continuity correction: like
+    `difference_p_value`, but compares images only within strata, so that what strata differ in does not count.
+
+    All are (N,) of the same images: bool, bool, and each image's stratum.
+    """
+    excess, variance = 0.0, 0.0
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        count, chosen, errors = (int(part.sum()) for part in (inside, inside & these, inside & wrong))
+        if count > 1:
+            excess += int((inside & these & wrong).sum()) - chosen * errors / count
+            variance += chosen * (count - chosen) * errors * (count - errors) / (count**2 * (count - 1))
+    return float(chi2.sf(max(0.0, abs(excess) - 0.5) ** 2 / variance, 1)) if variance else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
