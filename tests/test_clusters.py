@@ -26,40 +26,54 @@ class Cluster:
     """A Ray cluster of nodes on this machine, by `ray start`, with ports and temporary folders of its own."""
 
     def __init__(self, folder: Path, token: str) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = folder, 0
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self.add("--head", f"--port={self.port}", f"--temp-dir={folder}", "--include-dashboard=false")
-        wait_for(lambda: "1\n" in self.asked("print(sum(node['Alive'] for node in ray.nodes()))"))
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def add(self, *options: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        ray = str(Path(sys.executable).parent / "ray")
-        command = [*before, ray, "start", *options, "--num-cpus=1", "--disable-usage-stats", "--block"]
-        output = (self.folder / f"node{len(self.nodes)}.txt").open("w")
-        node = subprocess.Popen(
-            command, env=self.environment, stdout=output, stderr=output, cwd=self.folder, start_new_session=True
-        )
-        self.nodes.append(node)
-        return node
+    def add_head(self) -> None:
+        def options() -> list[str]:
+            self.port = free_port()
+            return ["--head", f"--port={self.port}", f"--temp-dir={self.folder}", "--include-dashboard=false"]
+
+        self._add(options)
 
     def add_node(self, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        count = len(self.nodes)
-        node = self.add(f"--address={self.address}", before=before)
-        wait_for(lambda: f"{count + 1}\n" in self.asked("print(sum(node['Alive'] for node in ray.nodes()))"))
-        return node
+        return self._add(lambda: [f"--address={self.address}"], before)
+
+    def _add(self, options: Callable[[], list[str]], before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        """Starts a node and waits until it is up. Tries again if it has ended: on a busy machine `ray start` may give
+        up after 30 seconds, which nothing changes."""
+        ray, output = str(Path(sys.executable).parent / "ray"), self.folder / f"node{len(self.nodes)}.txt"
+        for _ in range(5):
+            command = [*before, ray, "start", *options(), "--num-cpus=1", "--disable-usage-stats", "--block"]
+            with output.open("w") as file:
+                node = subprocess.Popen(
+                    command, env=self.environment, stdout=file, stderr=file, cwd=self.folder, start_new_session=True
+                )
+            self.nodes.append(node)
+            wait_for(lambda node=node: node.poll() is not None or "will now block" in output.read_text())  # type: ignore[misc]
+            if node.poll() is None:
+                return node
+            self.nodes.remove(node)
+        raise AssertionError(output.read_text())
 
     def asked(self, code: str) -> str:
         """What a program prints that has joined the cluster."""
         start = f"import ray; ray.init('{self.address}', logging_level='CRITICAL', log_to_driver=False); "
-        command = [sys.executable, "-c", start + code]
-        return subprocess.run(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
-        ).stdout
+        done = subprocess.run(
+            [sys.executable, "-c", start + code],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=True,
+        )
+        return done.stdout
 
     def living_actors(self) -> str:
         states = "[actor['State'] for actor in actors().values()]"
@@ -84,13 +98,13 @@ def free_port() -> int:
 
 def started(token: str = TOKEN) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))  # short enough for Ray's sockets
-    cluster = None
+    cluster = Cluster(folder, token)
     try:
-        cluster = Cluster(folder, token)
+        cluster.add_head()
         yield cluster
     finally:
-        for node in reversed(cluster.nodes if cluster else []):
-            cluster.end(node)  # type: ignore[union-attr]
+        for node in reversed(cluster.nodes):
+            cluster.end(node)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -21,10 +21,10 @@ from tests.results import assert_curves_without_scars, leaderboard
 
 STUCK = """
 import os, threading
-from sweep.execution.ray_cluster import RayCluster, ray
+from sweep.execution.ray_cluster import OwnCluster, ray
 
 ray.shutdown = threading.Event().wait
-cluster = RayCluster(1)
+cluster = OwnCluster(1)
 cluster.wait()
 cluster.close()
 print("closed", flush=True)
