@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from model.config import CaptchaConfig
+from model.config import CaptchaConfig, ImagesConfig, TrialConfig
 from model.data.captchas import draw
+from model.data.own_images import look
 from tests.other_images import kinds, write
 from tests.readers.folders import reader, rows
 
@@ -108,3 +109,16 @@ def test_images_of_another_renderer_are_read_and_are_the_same_for_a_seed(tmp_pat
         assert contents == [*reader(tmp_path / "again" / kind).read([*written])]
         assert len(set(contents)) == 10
         assert {Path(name).suffix for name in written} == {".png", ".jpg"}
+
+
+def test_each_form_gives_the_same_pools_bit_for_bit(tmp_path: Path, captchas: Images) -> None:
+    pools = []
+    for number, form in enumerate(FORMS):
+        folder, cache = tmp_path / f"images{number}", tmp_path / f"cache{number}"
+        folder.mkdir()
+        cache.mkdir()
+        form(folder, captchas)
+        look(TrialConfig(images=ImagesConfig(path=str(folder))), cache, 1, lambda done, total: None)
+        pools.append({path.name: path.read_bytes() for path in cache.glob("*.pool")})
+    assert len(pools[0]) >= 3
+    assert all(each == pools[0] for each in pools)
