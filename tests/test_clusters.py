@@ -178,6 +178,11 @@ def test_the_token_is_found_where_ray_looks_for_it(
     assert len(leaderboard(tmp_path / "r")) == 1
 
 
+def trained_at_once(root: Path) -> int:
+    """The number of unfinished trials that have a checkpoint."""
+    return len({path.parent for path in root.glob("trials/*/epoch_*.pt")})
+
+
 OTHER_VERSION = """
 import json
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -259,7 +264,7 @@ def test_a_sweep_uses_all_nodes_and_ends_with_its_report_when_the_cluster_is_los
     put_into_variable(home, monkeypatch)
     own_cluster.add_node()
     sweep = start("r", "--address", own_cluster.address, **LONG)
-    wait_for(lambda: len(list(tmp_path.glob("r/trials/*/epoch_0001.pt"))) == 2)  # at once, on one CPU each
+    wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     own_cluster.end(own_cluster.nodes[0])
     code, printed = sweep.wait(60)
     assert code == 130, printed
@@ -274,11 +279,11 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere_from_their_last_epoch(
 ) -> None:
     put_into_variable(home, monkeypatch)
     second = own_cluster.add_node()
-    long = {"training__epochs": 40, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
+    long = {"training__epochs": 60, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
     sweep = start("r", "--address", own_cluster.address, **long)
-    wait_for(lambda: len(list(tmp_path.glob("r/trials/*/epoch_0002.pt"))) == 2)  # at once, on one CPU each
+    wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     own_cluster.end(second)
-    code, printed = sweep.wait(180)
+    code, printed = sweep.wait(120)
     assert code == 0, printed
     assert printed.count("its node was lost; will be tried again") == 1
     assert printed.count("goes on after epoch") == 1
