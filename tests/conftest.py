@@ -20,15 +20,19 @@ from model.data.pools import ensure_pools
 from tests.processes import PATIENCE, SETTINGS, TINY, UNCONFIRMED, LocalSweep, Sweep, sets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SLOW = ("slow", "soak", "namespaces", "browser")
+SLOW = ("slow", "soak", "namespaces", "browser", "cluster")
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files with the most slow tests first: with `-n 2`, each of two processes takes the next file, and one
-    should not begin the longest when the other has no more to do."""
-    slow = Counter(item.path for item in items if any(item.get_closest_marker(marker) for marker in SLOW))
-    items.sort(key=lambda item: -slow[item.path])
+    """Puts the files that take longest first: those with the most slow tests, then those with the most that need
+    images. With `-n 2`, each of two processes takes the next file, and one should not begin the longest when the other
+    has no more to do."""
+    cost = Counter[Path]()
+    for item in items:
+        slow = any(item.get_closest_marker(marker) for marker in SLOW)
+        cost[item.path] += 10 if slow else int("cache" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: -cost[item.path])
 
 
 @pytest.hookimpl(tryfirst=True)
