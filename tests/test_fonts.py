@@ -1,6 +1,7 @@
 """Fonts of one's own for drawn captchas, `captcha.fonts`."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from model import captchas
 from model.config import CaptchaConfig, TrialConfig
 from model.data.captchas import render
-from model.data.pools import PoolSpec, ensure_pools, open_pool, pool_spec
+from model.data.pool_file import PoolSpec, open_pool
+from model.data.pools import ensure_pools
+from model.data.source import source_of
 from sweep.config import load
 from sweep.run import main
 from tests.processes import TINY, StartLocal, resume_local, sets
@@ -45,8 +48,13 @@ def test_captchas_are_drawn_in_the_given_fonts_and_without_any_in_the_librarys(f
     assert not same(drawn(font, *library), drawn(*library, font))
 
 
+def pool_of(config: TrialConfig) -> PoolSpec:
+    (spec,) = source_of(config).specs("train")
+    return spec
+
+
 def name(*fonts: Path | str, **values: Any) -> str:
-    return PoolSpec(CaptchaConfig(fonts=tuple(map(str, fonts)), **values), 0, "train", 10).name
+    return pool_of(TrialConfig(captcha=CaptchaConfig(fonts=tuple(map(str, fonts)), **values))).name
 
 
 def test_a_pool_is_found_by_the_contents_of_its_fonts_and_not_by_their_paths(font: Path, tmp_path: Path) -> None:
@@ -61,7 +69,7 @@ def test_a_pool_is_found_by_the_contents_of_its_fonts_and_not_by_their_paths(fon
 
 
 def test_pools_from_before_there_were_fonts_are_found_still() -> None:
-    assert PoolSpec(CaptchaConfig(), 0, "train", 10).contents["config"].keys() == {
+    assert json.loads(pool_of(TrialConfig()).contents)["config"].keys() == {
         "characters", "length", "width", "height", "font_sizes", "color", "render_scale",
     }  # fmt: skip
 
@@ -71,7 +79,7 @@ def test_a_pool_holds_what_its_fonts_draw_and_its_header_has_room_for_many(
 ) -> None:
     config = tiny({"captcha.fonts": [str(font)] * 64, "data.train_images": 16, "data.valid_images": 4})
     ensure_pools(config, tmp_path, workers=1)
-    pool = open_pool(pool_spec(config, "train"), tmp_path)
+    pool = open_pool(pool_of(config), tmp_path)
     assert pool is not None
     assert np.array_equal(pool.images[3], render(config.captcha, 0, "train", 3)[0])
 
