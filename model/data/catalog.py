@@ -7,7 +7,7 @@ the problem if it can't be used.
 import csv
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ CREATE TABLE images (
     position INTEGER PRIMARY KEY,
     name TEXT NOT NULL,
     text TEXT NOT NULL,
+    composed INTEGER NOT NULL,  -- whether NFC has changed the text
     split TEXT,
     source_group TEXT,
     problem TEXT,
@@ -64,14 +65,21 @@ class Catalog:
         rows = ((problem, *each) for each in values)
         self.change(f"UPDATE images SET problem = ? WHERE problem IS NULL AND {where}", rows)
 
-    def quantile(self, expression: str, fraction: float, where: str = "1") -> float | None:
+    def quantile(self, expression: str, fraction: float) -> float | None:
         """A quantile of an expression over the usable images."""
-        usable = f"FROM images WHERE problem IS NULL AND {where}"
+        usable = "FROM images WHERE problem IS NULL"
         if not (count := self.one(f"SELECT COUNT(*) {usable}")):
             return None
         place = min(count - 1, int(fraction * count))
         value: float = self.one(f"SELECT {expression} {usable} ORDER BY 1 LIMIT 1 OFFSET {place}")
         return value
+
+    def quantiles(self, expression: str, fractions: Iterable[float]) -> tuple[float, ...]:
+        return tuple(self.quantile(expression, fraction) or 0 for fraction in fractions)
+
+    def define(self, name: str, function: Callable[[Any], Any]) -> None:
+        """Defines an SQL function of one argument."""
+        self.database.create_function(name, 1, function, deterministic=True)
 
     def set_facts(self, facts: dict[str, Any]) -> None:
         self.change("INSERT INTO facts VALUES (?)", [(json.dumps(facts),)])

@@ -22,15 +22,13 @@ class Facts:
     settings: dict[str, Any]
     reasons: dict[str, tuple[int, list[str]]]
     put_aside: dict[str, tuple[int, list[str]]]
-    sizes: dict[str, tuple[float, float, float]]  # what → least, median, greatest
+    sizes: dict[str, tuple[float, ...]]  # what → least, median, greatest
     lengths: dict[int, int]  # length of a text → images
     characters: dict[str, int]  # → how often
     widths: dict[int, int]  # width of a pool → images
     squeezed: int
     duplicates: int
     composed: int
-    common_length: int
-    pixels_per_character: float
     pooling: int
 
     @property

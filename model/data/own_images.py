@@ -69,9 +69,11 @@ class OwnImages:
 
     def make(self, missing: list[PoolSpec], folder: Path, workers: int, progress: Progress) -> None:
         """Converts the images again. Raises FileNotFoundError if they are gone or no longer the same."""
-        look = Look(self._config, folder, workers, progress)
+        section = self._section.model_copy(update={"bad": "skip"})  # what was left out then is left out now
+        config = self._config.model_copy(update={"images": section})
+        limits = {split: self._config.data.count(split) for split in SPLITS}
         try:
-            facts = look.convert(recognise(self._section), {split: self._config.data.count(split) for split in SPLITS})
+            facts = Look(config, folder, workers, progress, limits=limits).convert()
         except ValueError as error:
             raise FileNotFoundError(f"the images must be converted again, but {error}") from None
         if facts.settings["digest"] != self._section.digest:
@@ -121,20 +123,17 @@ def look(
     pools. Raises OSError, and ValueError with a sentence about a key of the config.
     """
     refuse_unguarded_script()
-    assert config.images is not None
-    reader = recognise(config.images)
-    looking = Look(config, folder, workers, progress, steps, bad_images, keep)
-    limits = dict(limits or {})
+    looking = Look(config, folder, workers, progress, steps, limits, bad_images, keep)
     if not keep:
-        return looking.convert(reader, limits)
-    seen = looking.seen(reader, limits)
+        return looking.convert()
+    seen = looking.seen()
     if (facts := looking.known(seen)) is not None:
         return facts
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if (facts := looking.known(seen)) is None:  # perhaps another sweep has converted them meanwhile
             remove_leftovers(folder)
-            facts = looking.convert(reader, limits)
+            facts = looking.convert()
             if not looking.stops(facts):
                 replace_file(folder / seen, json.dumps(facts.as_json()).encode())
                 share(folder / seen, folder)
@@ -147,7 +146,8 @@ def catalog_path(digest: str, folder: Path) -> Path:
 
 
 class Look:
-    """One look at all images of a config."""
+    """One look at all images of a config. Raises ValueError if the images can't be recognised. For the arguments see
+    `look`."""
 
     def __init__(
         self,
@@ -156,6 +156,7 @@ class Look:
         workers: int,
         progress: Progress,
         steps: TimeSteps | None = None,
+        limits: Mapping[Split, int] | None = None,
         bad_images: Path | None = None,
         keep: bool = True,
     ) -> None:
@@ -165,19 +166,20 @@ class Look:
             steps = lambda width: config.network.feature_size(height, width)[1]  # noqa: E731
         self._config, self._section, self._folder = config, config.images, folder
         self._workers, self._progress, self._steps = workers, progress, steps
-        self._bad_images, self._keep = bad_images, keep
+        self._limits, self._bad_images, self._keep = dict(limits or {}), bad_images, keep
+        self._reader = recognise(config.images)
 
     def stops(self, facts: Facts) -> bool:
         return facts.bad > 0 and self._section.bad == "stop"
 
-    def seen(self, reader: Reader, limits: Mapping[Split, int]) -> str:
+    def seen(self) -> str:
         """The name of the file that keeps what was found: it has a hash of all that can be seen without decoding."""
         section = self._section.model_dump(mode="json", exclude={"bad", "digest", "longest_text"})
         steps = None if self._steps is None else [self._steps(width) for width in range(8, 4096, 8)]
         seed = self._config.data.seed
-        settings = [section, seed, steps, sorted(limits.items()), _VERSION, version("pillow")]
+        settings = [section, seed, steps, sorted(self._limits.items()), _VERSION, version("pillow")]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for row in reader.rows():
+        for row in self._reader.rows():
             found = (row.name, row.text, row.split, row.group, row.size, row.changed, row.problem)
             digest.update(repr(found).encode("utf-8", "surrogatepass"))
         return f"images-{digest.hexdigest()[:32]}.json"
@@ -192,16 +194,17 @@ class Look:
                 return facts
         return None
 
-    def convert(self, reader: Reader, limits: Mapping[Split, int]) -> Facts:
+    def convert(self) -> Facts:
         """Decodes all images, and with `keep` writes the pools and the catalog."""
         catalog_file = temporary(self._folder, "images-catalog")
         spool = temporary(self._folder, "images-spool") if self._keep else None
         try:
             with closing(Catalog(catalog_file, new=True)) as catalog:
-                rows, composed = self._list(catalog, reader)
-                section = self._with_widths(catalog, reader)
-                self._decode(catalog, reader, section, spool, rows)
-                facts = self._judge(catalog, section, reader, rows, composed, limits)
+                self._list(catalog)
+                section = self._with_widths(catalog)
+                self._decode(catalog, section, spool)
+                characters, pooling = self._judge(catalog, section)
+                facts = self._facts(catalog, section, characters, pooling)
                 if self._bad_images is not None and facts.bad:
                     catalog.write_bad_images(self._bad_images)
                 if not self.stops(facts):
@@ -220,23 +223,22 @@ class Look:
                 if path is not None:
                     path.unlink(missing_ok=True)
 
-    def _list(self, catalog: Catalog, reader: Reader) -> tuple[int, int]:
-        """Fills the catalog with the reader's rows. Returns their number, and how many texts were composed."""
-        composed = 0
+    def _list(self, catalog: Catalog) -> None:
+        """Fills the catalog with the reader's rows."""
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            nonlocal composed
-            for row in reader.rows():
+            for row in self._reader.rows():
                 text = unicodedata.normalize("NFC", row.text)
-                composed += text != row.text
-                yield row.name, text, row.split, row.group, row.problem or _problem(text, row.size)
+                problem = row.problem or _problem(text, row.size)
+                yield row.name, text, text != row.text, row.split, row.group, problem
 
-        catalog.change("INSERT INTO images (name, text, split, source_group, problem) VALUES (?, ?, ?, ?, ?)", rows())
+        catalog.change(
+            "INSERT INTO images (name, text, composed, split, source_group, problem) VALUES (?, ?, ?, ?, ?, ?)", rows()
+        )
         several = "SELECT name FROM images WHERE problem IS NULL GROUP BY name HAVING COUNT(DISTINCT text) > 1"
         catalog.condemn(_CONFLICT, f"name IN ({several})")
-        return catalog.one("SELECT COUNT(*) FROM images"), composed
 
-    def _with_widths(self, catalog: Catalog, reader: Reader) -> ImagesConfig:
+    def _with_widths(self, catalog: Catalog) -> ImagesConfig:
         """The section with widths, which `auto` takes from the sizes of a sample."""
         section = self._section
         if section.widths != "auto":
@@ -247,13 +249,13 @@ class Look:
         names = [name for (name,) in catalog.all(query)]
         ratio_kept = section.model_copy(update={"fit": "pad"})
         wanted = []
-        for data in reader.read(names):
+        for data in self._reader.read(names):
             with suppress(ValueError):
                 if not isinstance(data, str):
                     wanted.append(ratio_kept.target_width(image_files.size_of(io.BytesIO(data))))
         return section.model_copy(update={"widths": choose_widths(wanted or [section.height], section.fit)})
 
-    def _decode(self, catalog: Catalog, reader: Reader, section: ImagesConfig, spool: Path | None, rows: int) -> None:
+    def _decode(self, catalog: Catalog, section: ImagesConfig, spool: Path | None) -> None:
         slot = section.channels * section.height * section.widest
         if spool is not None:
             spool.touch(exist_ok=False)
@@ -263,9 +265,9 @@ class Look:
             query = "SELECT position, name FROM images WHERE problem IS NULL AND position > ? ORDER BY position LIMIT ?"
             while chunk := list(catalog.all(query, last, _CHUNK)):
                 last = chunk[-1][0]
-                yield reader, section, spool, slot, chunk
+                yield self._reader, section, spool, slot, chunk
 
-        done = 0
+        done, rows = 0, catalog.one("SELECT COUNT(*) FROM images WHERE problem IS NULL")
         self._progress(0, rows)
         for found in in_workers(_decode_chunk, tasks(), max(1, min(self._workers, -(-rows // _CHUNK)))):
             catalog.change(
@@ -275,18 +277,9 @@ class Look:
             )
             done += len(found)
             self._progress(done, rows)
-        self._progress(rows, rows)
 
-    def _judge(
-        self,
-        catalog: Catalog,
-        section: ImagesConfig,
-        reader: Reader,
-        rows: int,
-        composed: int,
-        limits: Mapping[Split, int],
-    ) -> Facts:
-        """Condemns what can't be used, assigns the splits and counts. Raises ValueError if a split stays empty."""
+    def _judge(self, catalog: Catalog, section: ImagesConfig) -> tuple[str, int]:
+        """Splits the images, condemns those that can't be used and numbers the others. Returns alphabet and pooling."""
         several = "SELECT digest FROM images WHERE problem IS NULL GROUP BY digest HAVING COUNT(DISTINCT text) > 1"
         catalog.condemn(_OTHER_LABEL, f"digest IN ({several})")
         self._split(catalog)
@@ -294,46 +287,39 @@ class Look:
         known = set(characters)
         reason = _UNSEEN if section.characters == "auto" else _OUTSIDE
         texts = catalog.all("SELECT position, text FROM images WHERE problem IS NULL")
-        outside = [(position,) for position, text in texts if not known.issuperset(text)]
-        catalog.condemn(reason, "position = ?", outside)
-        pixels = catalog.quantile("1.0 * width / LENGTH(text)", 0.1) or 1.0
-        pooling = 1
-        while 2 * pooling <= min(pixels / _STEPS, _MOST_POOLING):
-            pooling *= 2
+        catalog.condemn(reason, "position = ?", [(row,) for row, text in texts if not known.issuperset(text)])
+        pooling = _pooling(catalog)
         steps = self._steps or (lambda width: width // pooling)
         texts = catalog.all("SELECT position, text, width FROM images WHERE problem IS NULL")
-        too_long = [(position,) for position, text, width in texts if _needed(text) > steps(width)]
+        too_long = [(row,) for row, text, width in texts if _needed(text) > steps(width)]
         catalog.condemn(_TOO_LONG, "position = ?", too_long)
         catalog.change(
             "UPDATE images SET place = n FROM (SELECT position AS p, ROW_NUMBER() OVER (PARTITION BY split ORDER BY "
             "digest, text, name) - 1 AS n FROM images WHERE problem IS NULL) WHERE position = p"
         )
-        for split, limit in limits.items():
+        for split, limit in self._limits.items():
             catalog.change("UPDATE images SET place = NULL WHERE split = ? AND place >= ?", [(split, limit)])
-        count = "SELECT COUNT(*) FROM images WHERE split = ? AND place NOT NULL"
-        counts: dict[str, int] = {split: catalog.one(count, split) for split in SPLITS}
-        longest = catalog.one("SELECT COALESCE(MAX(LENGTH(text)), 1) FROM images WHERE place NOT NULL")
+        return characters, pooling
+
+    def _facts(self, catalog: Catalog, section: ImagesConfig, characters: str, pooling: int) -> Facts:
+        used = "FROM images WHERE place NOT NULL"
+        longest = catalog.one(f"SELECT COALESCE(MAX(LENGTH(text)), 1) {used}")
         settings = {"characters": characters, "widths": list(section.all_widths), "longest_text": longest}
         settings["digest"] = self._digest(catalog, section, settings)
         return Facts(
-            read_as=reader.description,
-            rows=rows,
-            counts=counts,
+            read_as=self._reader.description,
+            rows=catalog.one("SELECT COUNT(*) FROM images"),
+            counts={split: catalog.one(f"SELECT COUNT(*) {used} AND split = ?", split) for split in SPLITS},
             settings=settings,
             reasons=_reasons(catalog, "NOT IN"),
             put_aside=_reasons(catalog, "IN"),
-            sizes={
-                what: (catalog.quantile(of, 0) or 0, catalog.quantile(of, 0.5) or 0, catalog.quantile(of, 1) or 0)
-                for what, of in _SIZES.items()
-            },
-            lengths=dict(catalog.all("SELECT LENGTH(text), COUNT(*) FROM images WHERE place NOT NULL GROUP BY 1")),
+            sizes={what: catalog.quantiles(of, (0, 0.5, 1)) for what, of in _SIZES.items()},
+            lengths=dict(catalog.all(f"SELECT LENGTH(text), COUNT(*) {used} GROUP BY 1")),
             characters=_count_characters(catalog, "place NOT NULL"),
-            widths=dict(catalog.all("SELECT padded, COUNT(*) FROM images WHERE place NOT NULL GROUP BY 1 ORDER BY 1")),
-            squeezed=catalog.one("SELECT COALESCE(SUM(squeezed), 0) FROM images WHERE place NOT NULL"),
-            duplicates=catalog.one("SELECT COUNT(*) - COUNT(DISTINCT digest) FROM images WHERE place NOT NULL"),
-            composed=composed,
-            common_length=int(catalog.quantile("LENGTH(text)", 0.95) or 1),
-            pixels_per_character=pixels,
+            widths=dict(catalog.all(f"SELECT padded, COUNT(*) {used} GROUP BY 1 ORDER BY 1")),
+            squeezed=catalog.one(f"SELECT COALESCE(SUM(squeezed), 0) {used}"),
+            duplicates=catalog.one(f"SELECT COUNT(*) - COUNT(DISTINCT digest) {used}"),
+            composed=catalog.one("SELECT COALESCE(SUM(composed), 0) FROM images"),
             pooling=pooling,
         )
 
@@ -344,13 +330,11 @@ class Look:
         train, valid, test = section.fractions
         valid, test = (0 if split in given else share for split, share in (("valid", valid), ("test", test)))
         fractions = (1 - valid - test if given else train, valid, test)
-        query = "SELECT position, split, source_group, digest FROM images WHERE problem IS NULL"
-        assigned = (
-            (assign(digest if group is None else group.encode("utf-8", "surrogatepass"), seed, fractions), position)
-            for position, split, group, digest in list(catalog.all(query))
-            if split not in ("valid", "test")
+        catalog.define("assigned", lambda key: assign(key, seed, fractions))
+        catalog.change(
+            "UPDATE images SET split = assigned(COALESCE(CAST(source_group AS BLOB), digest)) "
+            "WHERE problem IS NULL AND COALESCE(split, '') NOT IN ('valid', 'test')"
         )
-        catalog.change("UPDATE images SET split = ? WHERE position = ?", assigned)
         # One picture in several splits stays in the one that judges: test before valid before train.
         for split, others in (("train", "'valid', 'test'"), ("valid", "'test'")):
             there = f"SELECT digest FROM images WHERE problem IS NULL AND split IN ({others})"
@@ -490,6 +474,20 @@ def _problem(text: str, size: int) -> str | None:
     if size > _MOST_BYTES:
         return f"larger than {_MOST_BYTES >> 20} MB"
     return None
+
+
+def _pooling(catalog: Catalog) -> int:
+    """The pixels of a time step: the most with which 90 % of the texts get `_STEPS` steps for each character, and 99 %
+    as many as they need."""
+    texts = catalog.all("SELECT text, width FROM images WHERE problem IS NULL")
+    pixels = np.fromiter(((width / len(text), width / _needed(text)) for text, width in texts), np.dtype((float, 2)))
+    if not len(pixels):
+        return 1
+    comfortable, needed = np.quantile(pixels[:, 0], 0.1) / _STEPS, np.quantile(pixels[:, 1], 0.01)
+    pooling = 1
+    while 2 * pooling <= min(float(_MOST_POOLING), float(comfortable), float(needed)):
+        pooling *= 2
+    return pooling
 
 
 def _needed(text: str) -> int:

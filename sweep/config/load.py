@@ -111,6 +111,8 @@ def blaming(path: Path, settings: Mapping[str, Any], trial: Mapping[str, Any] | 
 def _with_source(sentence: str, path: Path, settings: Mapping[str, Any], trial: Mapping[str, Any] | None) -> str:
     if trial is not None and sentence.startswith("search.space."):
         return f"--trial: {sentence.removeprefix('search.space.')}"
+    if sentence.startswith("--"):
+        return sentence
     about = sentence.partition(" ")[0]
     set_here = (f"{key}.".startswith(f"{about}.") or f"{about}.".startswith(f"{key}.") for key in settings)
     mentioned = ("." in key and f" {key} " in sentence for key in settings)  # in a sentence about another key

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def look_at(config: SweepConfig, pools: Path, options: argparse.Namespace) -> Sw
                 bad_images=bad_images if absolute.bad == "stop" else None,
             )
         except ValueError as error:
-            raise ConfigError([str(error)]) from None
+            named = "--images" if options.images is not None else "images.path"
+            raise ConfigError([re.sub(r"^images\.path\b", named, str(error))]) from None
     stops = facts.bad and absolute.bad == "stop"
     if stops or not options.quiet:
         print("\n".join(facts.table()), file=sys.stderr if stops else sys.stdout)

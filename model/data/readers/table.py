@@ -463,13 +463,15 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     Returns it, whether its images exist, and why there is none. Raises ValueError if there are several.
     """
     problem = None
+    # A file that happens to be no table of images is none to complain about, unless a table was asked for.
+    is_asked = section.format != "auto" or section.file_column is not None or section.text_column is not None
     for folders in ([folder], _folders_in(folder)):
         fitting: list[tuple[bool, TableReader]] = []
         for path in _tables_in(folders, section.format):
             try:
                 reader, is_there = table_in(section, path, folder, was_found=True)
             except NoTable as error:
-                problem = problem or (str(error) if section.format != "auto" else None)
+                problem = problem or (str(error) if is_asked else None)
             except ValueError as error:
                 problem = str(error)
             else:
