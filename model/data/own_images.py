@@ -479,13 +479,14 @@ def _problem(text: str, size: int) -> str | None:
 def _pooling(catalog: Catalog) -> int:
     """The pixels of a time step: the most with which 90 % of the texts get `_STEPS` steps for each character, and 99 %
     as many as they need."""
-    texts = catalog.all("SELECT text, width FROM images WHERE problem IS NULL")
-    pixels = np.fromiter(((width / len(text), width / _needed(text)) for text, width in texts), np.dtype((float, 2)))
-    if not len(pixels):
+    texts = "SELECT text, width FROM images WHERE problem IS NULL"
+    for_each = np.fromiter((width / len(text) for text, width in catalog.all(texts)), float)
+    for_need = np.fromiter((width / _needed(text) for text, width in catalog.all(texts)), float)
+    if not len(for_each):
         return 1
-    comfortable, needed = np.quantile(pixels[:, 0], 0.1) / _STEPS, np.quantile(pixels[:, 1], 0.01)
+    most = min(float(_MOST_POOLING), float(np.quantile(for_each, 0.1)) / _STEPS, float(np.quantile(for_need, 0.01)))
     pooling = 1
-    while 2 * pooling <= min(float(_MOST_POOLING), float(comfortable), float(needed)):
+    while 2 * pooling <= most:
         pooling *= 2
     return pooling
 
