@@ -16,7 +16,7 @@ from model.data.pools import ensure_pools
 from model.network import ctc
 from model.network.crnn import CRNN
 from model.system import device
-from model.training import precision
+from model.training import acceleration, precision
 from model.training.averaging import AveragedWeights
 from model.training.evaluation import evaluate
 from model.training.optimizers import make_optimizer
@@ -53,10 +53,10 @@ def test_a_pool_lies_on_the_gpu_and_gives_augmented_batches_there(
         batches = list(data.train_batches(1))
         validation = list(data.batches(data.valid))
     assert data.train[0].images.device.type == "cuda"
-    assert [tuple(images.shape) for images, _ in batches] == [(16, 3, 32, 64)] * 6
-    assert {images.device.type for images, _ in batches} == {"cuda"}
-    assert {labels.device.type for _, labels in batches} == {"cpu"}, "cuDNN's CTC takes the labels from the host"
-    assert [len(images) for images, _ in validation] == [40], "a GPU evaluates more at once than it trains with"
+    assert [tuple(batch.images.shape) for batch in batches] == [(16, 3, 32, 64)] * 6
+    assert {batch.images.device.type for batch in batches} == {"cuda"}
+    assert {batch.labels.device.type for batch in batches} == {"cpu"}, "cuDNN's CTC takes the labels from the host"
+    assert [len(batch) for batch in validation] == [40], "a GPU evaluates more at once than it trains with"
 
 
 def test_images_that_do_not_fit_on_the_gpu_travel_from_pinned_memory(
@@ -93,6 +93,27 @@ def test_a_streams_batches_are_pinned_for_a_gpu(
     with fake_tensors(monkeypatch):
         assert list(Data(config, cache, place).train_batches(1)) == []
     assert asked["pin_memory"] is pinned
+
+
+@OWN_PROCESS
+@pytest.mark.parametrize("encoder", ["lstm", "transformer", "none"])  # tensors without values can't pass a GRU
+def test_padded_images_are_read_on_the_gpu_by_each_encoder(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    config = tiny({"network.encoder": encoder})
+    widths = torch.full((4,), 48)
+    with fake_tensors(monkeypatch):
+        with GPU:
+            network = CRNN(config)
+        images = torch.empty(4, 3, 32, 64, dtype=torch.uint8, device=GPU)
+        logits = network(images, widths)
+        steps = network.time_steps(widths)
+        paths = ctc.best_path(logits.detach(), steps)
+    assert logits.shape[:2] == (8, 4)
+    assert {logits.device.type, paths.device.type} == {"cuda"}
+    assert steps is not None
+    assert steps.device.type == "cpu", "the loss takes the steps from the host"
+    assert acceleration.resolve(config.training, 1000, GPU, padded=True).graph is None
 
 
 @OWN_PROCESS

@@ -1,8 +1,9 @@
 """Batches on a trial's device, from pools or from a stream of fresh images."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from model.system.seeds import derive
 _BUSY = 256  # images in an accelerator's evaluation batch; smaller batches are limited by kernel launches
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Images uint8 (n, C, H, W); labels (n, L) padded with 0, on the CPU; and widths (n,) without padding, on the CPU.
 
     `widths` is None if no image of the set is padded.
@@ -32,6 +34,10 @@ class Batch(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Images, labels and widths, so that a batch can be unpacked."""
+        return iter((self.images, self.labels, self.widths))
 
     def rows(self, rows: Tensor) -> "Batch":
         """Some images, copied. On the CPU this is ten times as fast as indexing."""
@@ -105,7 +111,7 @@ class Data:
             # A batch in pinned memory is copied while the device still trains on the one before. The comparison
             # is of types, because a tensor's device has an index and `cuda:0` does not equal `cuda`.
             here = batch.images.device.type == self.device.type
-            yield batch if here else batch._replace(images=batch.images.pin_memory())
+            yield batch if here else replace(batch, images=batch.images.pin_memory())
 
     def _shuffled(self, size: int, generator: torch.Generator) -> Iterator[list[tuple[int, Tensor]]]:
         """Yields the images of each batch as (index of the width, rows), in random order.
