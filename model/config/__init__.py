@@ -5,7 +5,7 @@ from model.config.images import ImagesConfig, ImageSection
 from model.config.network import NetworkConfig
 from model.config.override import override, split_at_dots
 from model.config.schedules import AnySchedule, Schedule
-from model.config.section import Positive, Section, Seed, is_no_unicode, shown, unusable_path
+from model.config.section import Positive, Section, Seed, is_no_unicode, shown, shown_path, unusable_path
 from model.config.tagged import Tagged, members, tagged_sections
 from model.config.trial import AugmentationConfig, OptimizerConfig, TrainingConfig, TrialConfig
 
@@ -29,6 +29,7 @@ __all__ = [
     "members",
     "override",
     "shown",
+    "shown_path",
     "split_at_dots",
     "tagged_sections",
     "unusable_path",

@@ -25,6 +25,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
+def shown_path(path: object) -> str:
+    """Formats a path for an error message, whole, because a user must be able to find it."""
+    return repr(str(path))
+
+
 def _written(value: Any) -> str:
     """Formats a value as in YAML, but with quotes around every string."""
     if value is None or isinstance(value, bool):

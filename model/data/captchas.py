@@ -15,7 +15,7 @@ import numpy as np
 from captcha.image import ImageCaptcha
 from PIL import Image, ImageDraw, ImageFont
 
-from model.config import CaptchaConfig, shown
+from model.config import CaptchaConfig, shown, shown_path
 from model.data.pool_file import Split
 from model.data.preparation import to_array
 from model.system.files import reason, sha256
@@ -75,7 +75,7 @@ def checked_fonts(config: CaptchaConfig) -> tuple[str, ...]:
         except (OSError, ImportError) as error:
             problem = f"FreeType can't open it ({reason(error)})"
             raise ValueError(
-                f"captcha.fonts must be TrueType or OpenType fonts, got {shown(file)}: {problem}"
+                f"captcha.fonts must be TrueType or OpenType fonts, got {shown_path(file)}: {problem}"
             ) from None
     return found
 
@@ -84,7 +84,9 @@ def _font_digest(file: str) -> str:
     try:
         return sha256(Path(file))
     except OSError as error:
-        raise ValueError(f"captcha.fonts must be files that can be read, got {shown(file)}: {reason(error)}") from None
+        raise ValueError(
+            f"captcha.fonts must be files that can be read, got {shown_path(file)}: {reason(error)}"
+        ) from None
 
 
 def determinants(config: CaptchaConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from model.config import TrialConfig, shown
+from model.config import TrialConfig, shown, shown_path
 from model.data.alphabet import BLANK, Alphabet
 from model.network.crnn import CRNN
 from model.system.files import reason, sha256
@@ -35,7 +35,7 @@ class InitialWeights:
         except (OSError, ValueError) as error:
             problem = reason(error).removeprefix(f"{path}: ")
             raise ValueError(
-                f"network.init must be a recogniser's best.pt, got {shown(str(path))}: {problem}"
+                f"network.init must be a recogniser's best.pt, got {shown_path(str(path))}: {problem}"
             ) from None
         return cls(path, network.state_dict(), before.image.characters)
 
@@ -54,7 +54,7 @@ class InitialWeights:
             else:
                 continue
             raise ValueError(
-                f"network.init must have the layers that network describes, got {shown(str(self.path))}: {problem}"
+                f"network.init must have the layers that network describes, got {shown_path(str(self.path))}: {problem}"
             )
 
     def copy_to(self, network: CRNN, characters: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.config import shown
+from model.config import shown_path
 from model.data.captchas import checked_fonts
 from model.data.pools import missing_pools
 from model.system.files import reason, sha256
@@ -76,4 +76,4 @@ def weights_file(config: SweepConfig, root: Path | None = None) -> Path:
             problem = "it has other contents than network.init_sha256 says"
         except OSError as error:
             problem = reason(error)
-    raise ValueError(f"network.init must be a recogniser's best.pt, got {shown(network.init)}: {problem}")
+    raise ValueError(f"network.init must be a recogniser's best.pt, got {shown_path(network.init)}: {problem}")

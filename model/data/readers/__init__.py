@@ -14,7 +14,7 @@ The order is that of evidence: names that exist as files can't be there by chanc
 import os
 
 from model.config.images import ImagesConfig
-from model.config.section import shown
+from model.config.section import shown, shown_path
 from model.data.readers.files import Folder, below, suffix_of
 from model.data.readers.lmdb_reader import lmdb_in
 from model.data.readers.names import names_in
@@ -43,14 +43,14 @@ def recognise(section: ImagesConfig) -> Reader:
     try:
         os.scandir(path).close()
     except OSError as error:
-        raise ValueError(f"images.path can't be read: {reason(error)}: {shown(section.path)}") from None
+        raise ValueError(f"images.path can't be read: {reason(error)}: {shown_path(section.path)}") from None
     table, is_there, problem = find_tables(section, path) if tried[0] in _TABLES else (None, False, None)
     reader: Reader | None = table if is_there else None
     if reader is None and not {"sidecar", "lmdb"}.isdisjoint(tried):
         reader = _sidecar_or_lmdb(section, path, tried)
     reader = reader or table
     if reader is None and (problem or "names" not in tried):
-        raise ValueError(problem or f"images.path has no {tried[0]} of images: {shown(section.path)}")
+        raise ValueError(problem or f"images.path has no {tried[0]} of images: {shown_path(section.path)}")
     return reader or names_in(section, path)
 
 
@@ -66,7 +66,7 @@ def _sidecar_or_lmdb(section: ImagesConfig, folder: str, tried: tuple[str, ...])
         return lmdb_in(folder, databases, groups)
     if len(tried) == 1:
         wanted = "image has a .gt.txt beside it" if tried == ("sidecar",) else "data.mdb is there"
-        raise ValueError(f"images.format must fit the images, but no {wanted} in {shown(section.path)}")
+        raise ValueError(f"images.format must fit the images, but no {wanted} in {shown_path(section.path)}")
     return None
 
 
@@ -90,12 +90,12 @@ def _formats(section: ImagesConfig) -> tuple[str, ...]:
 
 def _of_file(section: ImagesConfig, path: str, tried: tuple[str, ...]) -> Reader:
     if not os.path.isfile(path):
-        raise ValueError(f"images.path must be a folder or a table that is there, got {shown(section.path)}")
+        raise ValueError(f"images.path must be a folder or a table that is there, got {shown_path(section.path)}")
     folder, name = os.path.split(path)
     if tried == ("lmdb",) or (len(tried) > 1 and suffix_of(path) in (".mdb", ".lmdb")):
         return lmdb_in(folder, [name], section.group == "folder")
     if tried[0] not in _TABLES:
         raise ValueError(
-            f"images.path must be a folder for texts in names and beside images, got {shown(section.path)}"
+            f"images.path must be a folder for texts in names and beside images, got {shown_path(section.path)}"
         )
     return table_in(section, path, folder, was_found=False)[0]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from model.config.section import shown
+from model.config.section import shown_path
 from model.data.readers.files import Folder, below
 from model.data.readers.row import EMPTY, Row, printable, split_of
 from model.system.files import reason
@@ -132,5 +132,5 @@ def lmdb_in(folder: str, files: Sequence[str], groups_by_folder: bool) -> LmdbRe
             file if problem is None else f"{file} can't be read: {problem}"
         )
     if problems:
-        raise ValueError(f"images.path must have LMDB files with images, but {problems[0]}: {shown(folder)}")
+        raise ValueError(f"images.path must have LMDB files with images, but {problems[0]}: {shown_path(folder)}")
     return LmdbReader(folder, tuple(usable), groups_by_folder)

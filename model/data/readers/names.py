@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from model.config.images import ImagesConfig
-from model.config.section import shown
+from model.config.section import shown, shown_path
 from model.data.readers.files import Folder
 from model.data.readers.row import EMPTY, Row, printable, split_of
 
@@ -62,7 +62,7 @@ def names_in(section: ImagesConfig, folder: str) -> NamesReader:
     reader = NamesReader(folder, section.pattern, section.group == "folder")
     sample = list(islice(reader.rows(), _SAMPLE))
     if not sample:
-        raise ValueError(f"images.path has no images: {shown(section.path)}")
+        raise ValueError(f"images.path has no images: {shown_path(section.path)}")
     if section.pattern is not None:
         if all(row.problem is not None and "images.pattern" in row.problem for row in sample):
             raise ValueError(

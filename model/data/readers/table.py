@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from model.config.images import ImagesConfig
-from model.config.section import shown
+from model.config.section import shown, shown_path
 from model.data.readers import records
 from model.data.readers.files import File, Folder, below, is_hidden, is_image, suffix_of
 from model.data.readers.records import Delimited, Parquet, Record, Table
@@ -200,13 +200,13 @@ def table_in(section: ImagesConfig, path: str, folder: str, was_found: bool) -> 
         if len(wrong) > len(seen) / 2:
             raise ValueError(
                 f"images.path must be a table in UTF-8, or in UTF-16 with a byte order mark, but {wrong[0]}: "
-                f"{shown(path)}"
+                f"{shown_path(path)}"
             )
         if not table.layout:
             table = _with_header(table, section, search)
     sample = [record for record in islice(table.records(), _SAMPLE) if record.problem is None]
     if not sample:
-        raise NoTable(f"images.path has no images: {broken[0] if broken else 'no rows'} in {shown(path)}")
+        raise NoTable(f"images.path has no images: {broken[0] if broken else 'no rows'} in {shown_path(path)}")
     return _columns(section, table, sample, search, was_found)
 
 
@@ -216,7 +216,7 @@ def _open(section: ImagesConfig, path: str) -> Table:
     if wanted == "auto" and suffix not in records.SUFFIXES:
         raise NoTable(
             "images.path must be a folder or a table (.tsv, .csv, .txt, .json, .jsonl, .parquet), or images.format "
-            f"must say what it is, got {shown(path)}"
+            f"must say what it is, got {shown_path(path)}"
         )
     try:
         if wanted == "parquet" or (wanted == "auto" and suffix == ".parquet"):
@@ -229,11 +229,13 @@ def _open(section: ImagesConfig, path: str) -> Table:
         delimiters = records.FORMATS.get(wanted) or records.TEXT_SUFFIXES.get(suffix, "\t,; ")
         lines = records.delimited(path, delimiters)
     except Exception as error:  # pyarrow raises errors of many types on damaged files
-        raise NoTable(f"images.path must be a table of images and texts, but {shown(path)}: {reason(error)}") from None
+        raise NoTable(
+            f"images.path must be a table of images and texts, but {shown_path(path)}: {reason(error)}"
+        ) from None
     if lines is not None:
         return lines
     names = " or ".join({"\t": "tab", ",": "comma", ";": "semicolon", " ": "space"}[one] for one in delimiters)
-    raise NoTable(f"images.format must fit the table, but no line of {shown(path)} has a {names}")
+    raise NoTable(f"images.format must fit the table, but no line of {shown_path(path)} has a {names}")
 
 
 class _Search:
@@ -386,7 +388,9 @@ def _columns(
         chosen["text_column"] = candidates[0]
     text = chosen["text_column"]
     if rating.there == 0 and rating.called < 0.5 and not _is_known(columns[file], columns[text]):
-        raise NoTable(f"images.path has no images: none of the names in {shown(table.path)} is a file that is there")
+        raise NoTable(
+            f"images.path has no images: none of the names in {shown_path(table.path)} is a file that is there"
+        )
     if isinstance(table, Delimited) and text != len(columns) - 1:
         table = replace(table, takes_rest=False)
     if isinstance(table, Parquet):
@@ -484,7 +488,7 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
             return TablesReader(tuple(best)), is_there, None
         if best:
             listed = ", ".join(reader.name for reader in best[:20])
-            raise ValueError(f"images.path must be one of the tables in {shown(folder)}: {listed}")
+            raise ValueError(f"images.path must be one of the tables in {shown_path(folder)}: {listed}")
     return None, False, problem
 
 
