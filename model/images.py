@@ -31,17 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="crnn-sweep-look-") as folder:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             facts = own_images.look(config, Path(folder), workers, _show, bad_images=bad_images, keep=False)
+    except own_images.Unusable as error:
+        print("\n".join(error.facts.table()))
+        print(error, file=sys.stderr)
+        return 2
     except ValueError as error:  # the message names the key of the config
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{error.filename or options.images}: {reason(error)}", file=sys.stderr)
         return 2
-    for line in facts.table():
-        print(line)
-    if facts.bad and section.bad == "stop":
-        print(facts.refusal(bad_images), file=sys.stderr)
-        return 2
+    print("\n".join(facts.table()))
+    if facts.reasons or facts.put_aside:
+        print(f"all that can't be used are in {bad_images}")
     return 0
 
 

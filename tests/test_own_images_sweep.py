@@ -128,6 +128,18 @@ def test_images_that_cannot_be_used_are_refused_before_anything_starts(
     assert "missing file" in (tmp_path / "runs" / "r" / "sweep.log").read_text()
 
 
+def test_the_first_command_of_all_lists_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, outputs = images_in(tmp_path / "images"), tmp_path / "new" / "runs"
+    (folder / "3.png").write_bytes(b"")
+    options = ["--output-dir", str(outputs), "--cache-dir", str(tmp_path / "cache"), "--local"]
+    assert main(["--images", str(folder), *options]) == 2
+    errors = capsys.readouterr().err
+    assert "read as: tab-separated" in errors
+    assert "    3.png: the file is empty" in errors
+    assert f"all that can't be used are in {outputs / 'bad_images.csv'}" in errors
+    assert "3.png" in (outputs / "bad_images.csv").read_text()
+
+
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "nowhere", tmp_path / "runs") == 2
     assert capsys.readouterr().err.startswith("--images must be a folder")

@@ -116,6 +116,7 @@ def test_files_outside_of_the_folder_are_never_read(tmp_path: Path) -> None:
     images(tmp_path, ["data/a.png", "secret/s.png", "data2/t.png"])
     (folder / "link.png").symlink_to(tmp_path / "secret" / "s.png")
     (folder / "linked").symlink_to(tmp_path / "secret")
+    (folder / "itself").symlink_to(folder)  # nothing else is in it
     (folder / "inner.png").symlink_to(folder / "a.png")
     (folder / "dangling.png").symlink_to(folder / "gone.png")
     (folder / "circle.png").symlink_to(folder / "circle.png")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from model.config.images import ImagesConfig
 from model.config.section import shown
+from model.data.catalog import BAD_IMAGES
 from model.data.readers import records
 from model.data.readers.files import File, Folder, below, is_hidden, is_image, suffix_of
 from model.data.readers.records import Delimited, Parquet, Record, Table
@@ -488,6 +489,11 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     return None, False, problem
 
 
+def _may_be_a_table(name: str) -> bool:
+    """Whether a file is none of those with one image's text, nor a list of bad images, whose names exist too."""
+    return not name.endswith(ENDING) and name != BAD_IMAGES
+
+
 def _tables_in(folders: Sequence[str], wanted: str) -> list[str]:
     """The files that may be tables of a format."""
     suffixes = {
@@ -501,6 +507,6 @@ def _tables_in(folders: Sequence[str], wanted: str) -> list[str]:
         with suppress(OSError), os.scandir(folder) as entries:
             fitting = (entry for entry in entries if suffix_of(entry.name) in suffixes and not is_hidden(entry.name))
             # entry.is_file raises for some links
-            found += [entry.path for entry in fitting if os.path.isfile(entry.path) and not entry.name.endswith(ENDING)]
+            found += [entry.path for entry in fitting if os.path.isfile(entry.path) and _may_be_a_table(entry.name)]
     parquet = [path for path in found if suffix_of(path) == ".parquet"]
     return sorted(found if len(found) - len(parquet) <= _TABLES else parquet)
