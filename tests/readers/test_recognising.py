@@ -70,6 +70,9 @@ def test_splits_come_from_a_column_or_from_folders(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,text,set\nTraining/a.png,A,val\ndev/x/b.png,B,TRAIN\nsite/c.png,C,other\ntest/d.png,D,\n")
     assert [row.split for row in rows(tmp_path, text_column="text")] == ["train", "valid", None, "test"]
+    for key in ("split", "group"):
+        with pytest.raises(ValueError, match=rf"^images\.{key} must be one of the columns file, text, set, got 'day'$"):
+            reader(tmp_path, **{key: "day"})
     found = rows(tmp_path, split="set")
     assert [row.split for row in found] == ["valid", "train", None, None]
     assert [row.problem for row in found][2:] == [

@@ -465,7 +465,8 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     """
     problem = None
     # A file that happens to be no table of images is none to complain about, unless a table was asked for.
-    is_asked = section.format != "auto" or section.file_column is not None or section.text_column is not None
+    columns = (section.file_column, section.text_column, section.split, section.group)
+    is_asked = section.format != "auto" or any(one not in (None, "folder") for one in columns)
     for folders in ([folder], _folders_in(folder)):
         fitting: list[tuple[bool, TableReader]] = []
         for path in _tables_in(folders, section.format):
