@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +379,27 @@ def test_a_list_of_bad_images_is_never_read_as_a_table(
     capsys.readouterr()
     assert main(["."]) == 2
     assert "read as: texts in the files' names, before the last _, 61 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["", "x" * 300, "a\0b"])
+def test_a_path_that_no_system_has_is_refused_in_a_sentence(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([path]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("FOLDER must be")
+
+
+def test_the_table_is_shown_also_where_its_list_cannot_be_written(tmp_path: Path) -> None:
+    folder = folder_of(CODES, tmp_path / "images")
+    spoil(folder)
+    (tmp_path / "here").mkdir(mode=0o555)
+    denied = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*denied, sys.executable, "-m", "model.images", str(folder)]
+    found = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "can't be used: " in found.stdout
+    place = Path(found.stderr.rpartition(" are in ")[2].strip())
+    assert place.is_file()
+    shutil.rmtree(place.parent)
 
 
 def test_images_and_captcha_exclude_each_other() -> None:

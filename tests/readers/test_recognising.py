@@ -224,6 +224,14 @@ def test_what_can_not_be_read_gets_a_sentence(
     assert str(refused.value).startswith(sentence)
 
 
+def test_a_table_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    images(tmp_path, [f"{number:03}.png" for number in range(30)])
+    (tmp_path / "labels.csv").symlink_to("/proc/self/mem")  # a regular file whose start can't be read, by root neither
+    with pytest.raises(ValueError, match=r"^images\.path has a table that can't be read: .*labels\.csv'$"):
+        reader(tmp_path)
+    assert len(rows(tmp_path, format="names")) == 30
+
+
 def test_a_path_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^images\.path must be a folder or a table that is there, got "):
         reader(tmp_path / "gone")

@@ -229,6 +229,8 @@ def _open(section: ImagesConfig, path: str) -> Table:
             raise ValueError(next((problem for _, _, problem in items.items() if problem), "it has no dictionary"))
         delimiters = records.FORMATS.get(wanted) or records.TEXT_SUFFIXES.get(suffix, "\t,; ")
         lines = records.delimited(path, delimiters)
+    except OSError as error:
+        raise ValueError(f"images.path has a table that can't be read: {reason(error)}: {shown(path)}") from None
     except Exception as error:  # pyarrow raises errors of many types on damaged files
         raise NoTable(f"images.path must be a table of images and texts, but {shown(path)}: {reason(error)}") from None
     if lines is not None:
