@@ -19,8 +19,8 @@ from model.system.streams import forgiving_streams
 
 @forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table and returns 0, or 2 if nothing can be trained on these images. Those that can't be used are listed
-    in bad_images.csv, in the working directory or, if that can't be written, in a temporary folder."""
+    """Prints the table and returns 0, or 2 if nothing can be trained on these images. Lists those that can't be used in
+    bad_images.csv, in the working directory or, if that can't be written, in a temporary folder."""
     parser = argparse.ArgumentParser(prog="python -m model.images", description="Look at your own labelled images.")
     parser.add_argument("images", metavar="FOLDER", help="a folder of images, or a table of file names and texts")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML whose images: section to use")
