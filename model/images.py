@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from model.config import ImagesConfig, TrialConfig
 from model.config.from_file import read_config
 from model.data import own_images
@@ -17,12 +19,14 @@ from model.system.streams import forgiving_streams
 
 @forgiving_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table and returns 0; 2 if images can't be used, which are then listed in ./bad_images.csv."""
+    """Prints the table and returns 0, or 2 if nothing can be trained on these images. Lists those that can't be used in
+    bad_images.csv, in the working directory or, if that can't be written, in a temporary folder."""
     parser = argparse.ArgumentParser(prog="python -m model.images", description="Look at your own labelled images.")
     parser.add_argument("images", metavar="FOLDER", help="a folder of images, or a table of file names and texts")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML whose images: section to use")
     options = parser.parse_args(arguments)
-    bad_images = Path(BAD_IMAGES)
+    place = "." if os.access(".", os.W_OK) else tempfile.mkdtemp(prefix="crnn-sweep-")
+    bad_images = Path(place, BAD_IMAGES)
     try:
         section = ImagesConfig(path=options.images)
         if options.config is not None and (found := read_config(options.config).images) is not None:
@@ -31,17 +35,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="crnn-sweep-look-") as folder:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             facts = own_images.look(config, Path(folder), workers, _show, bad_images=bad_images, keep=False)
+    except own_images.Unusable as error:
+        print("\n".join(error.facts.table()))
+        print(error, file=sys.stderr)
+        return 2
+    except ValidationError as error:  # of the path alone: a config has been checked when it was read
+        print(f"FOLDER {error.errors()[0]['ctx']['error']}", file=sys.stderr)
+        return 2
     except ValueError as error:  # the message names the key of the config
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"{error.filename or options.images}: {reason(error)}", file=sys.stderr)
         return 2
-    for line in facts.table():
-        print(line)
-    if facts.bad and section.bad == "stop":
-        print(facts.refusal(bad_images), file=sys.stderr)
-        return 2
+    print("\n".join(facts.table()))
+    if facts.reasons or facts.put_aside:
+        print(f"all that can't be used are in {bad_images}")
     return 0
 
 

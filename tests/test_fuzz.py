@@ -117,7 +117,8 @@ def asked(tmp_path: Path, file: Path) -> str:
 @given(base=st.sampled_from(BASES), path=st.sampled_from(PATHS), value=values)
 def test_any_broken_value_is_named_by_its_key(tmp_path: Path, base: dict[str, Any], path: str, value: Any) -> None:
     file = tmp_path / "mine.yaml"
-    write(file, override(base, {path: value}))
+    other = {"captcha": "images", "images": "captcha"}.get(path.split(".")[0])  # a config has only one of the two
+    write(file, override({key: section for key, section in base.items() if key != other}, {path: value}))
     assume_broken(file)
     assert path.split(".")[-1] in asked(tmp_path, file)
 

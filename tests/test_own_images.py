@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +300,106 @@ def test_images_without_use_are_refused_in_a_sentence(
     folder = folder_of(texts, tmp_path / "images")
     with pytest.raises(ValueError, match=f"^({sentence})"):
         seen(folder, tmp_path / "cache", **settings)
+
+
+def test_a_refusal_comes_with_the_table_and_all_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of([chr(0x4E00 + number) for number in range(40)], tmp_path / "few")  # no character is in two images
+    assert main(["few"]) == 2
+    output = capsys.readouterr()
+    assert "read as: comma-separated" in output.out
+    assert "got none for" in output.err
+    with (tmp_path / "bad_images.csv").open(newline="") as file:
+        listed = [row["file"] for row in csv.DictReader(file)]
+    assert f"    … and {len(listed) - 10} more" in output.out or all(name in output.out for name in listed)
+    assert listed
+    (tmp_path / "broken").mkdir()
+    for number in range(3):
+        (tmp_path / "broken" / f"{number}a_{number}.png").write_bytes(b"x")
+    assert main(["broken"]) == 2
+    output = capsys.readouterr()
+    assert "    0a_0.png: not an image of a known format" in output.out
+    assert output.err.startswith("images.path must have images that can be used, but none of its 3 can")  # skip: no use
+
+
+def test_all_that_is_put_aside_is_listed_also_where_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of([*CODES, *(chr(0x4E00 + number) for number in range(100))], tmp_path / "images")
+    assert main(["images"]) == 0
+    table = capsys.readouterr().out
+    with (tmp_path / "bad_images.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert len(listed) > 10
+    assert f"{len(listed)} × character that no training label has" in table
+
+
+def test_joiners_and_characters_for_private_use_are_part_of_a_text_and_what_nobody_sees_is_not(tmp_path: Path) -> None:
+    good = [
+        f"{number:02}{text}" for number in range(60) for text in ("\u06cc\u200c\u0647", "👨\u200d👩", "\ue665\u3000")
+    ]
+    bad = ["1\u200b", "2\ufeff", "3\u202e", "4\x07", "5\u2028"]
+    folder = folder_of([*good, *bad], tmp_path / "images")
+    facts, config = seen(folder, tmp_path / "cache", bad="skip")
+    assert sorted(text for texts in texts_of(config, tmp_path / "cache").values() for text in texts) == sorted(good)
+    (problem,) = facts.reasons
+    codes = ("U+200B", "U+FEFF", "U+202E", "U+0007", "U+2028")
+    assert facts.reasons[problem] == (5, [f"{len(good) + row:04}.png: {code}" for row, code in enumerate(codes)])
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(60):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        draw("n", noise=number).save(tmp_path / "images" / f"n{number}_1.png")
+    for name in ("\x1b[31mred_1.png", "a\nb_1.png", "\u202egnp.x_1.png"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    assert main(["images"]) == 2
+    table = capsys.readouterr().out
+    assert all(line.isprintable() for line in table.splitlines())
+    assert "    \\x1b[31mred_1.png: U+001B\n" in table
+
+
+def test_a_list_of_bad_images_is_never_read_as_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(60):
+        draw("n", noise=number).save(tmp_path / f"AB{number}_1.png")
+    (tmp_path / "CD_1.png").write_bytes(b"x")
+    assert main(["."]) == 2
+    assert (tmp_path / "bad_images.csv").is_file()
+    (tmp_path / "runs").mkdir()
+    shutil.copy(tmp_path / "bad_images.csv", tmp_path / "runs")  # where a sweep leaves the list
+    capsys.readouterr()
+    assert main(["."]) == 2
+    assert "read as: texts in the files' names, before the last _, 61 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["", "x" * 300, "a\0b"])
+def test_a_path_that_no_system_has_is_refused_in_a_sentence(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([path]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("FOLDER must be")
+
+
+def test_the_table_is_shown_also_where_its_list_cannot_be_written(tmp_path: Path) -> None:
+    folder = folder_of(CODES, tmp_path / "images")
+    spoil(folder)
+    (tmp_path / "here").mkdir(mode=0o555)
+    denied = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*denied, sys.executable, "-m", "model.images", str(folder)]
+    found = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "can't be used: " in found.stdout
+    place = Path(found.stderr.rpartition(" are in ")[2].strip())
+    assert place.is_file()
+    shutil.rmtree(place.parent)
 
 
 def test_images_and_captcha_exclude_each_other() -> None:

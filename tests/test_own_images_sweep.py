@@ -2,15 +2,18 @@
 
 import csv
 import shutil
+import signal
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from model.predict import main as predict
 from sweep.config import load
 from sweep.report import main as report
 from sweep.run import main
-from tests.processes import sets
+from tests.processes import Sweep, sets, wait_for
 from tests.test_own_images import draw
 
 QUICK = {
@@ -126,6 +129,43 @@ def test_images_that_cannot_be_used_are_refused_before_anything_starts(
     assert run(folder, tmp_path / "runs", "--name", "r", "--set", "images.bad=skip") == 0
     assert "gone.png" in (tmp_path / "runs" / "r" / "bad_images.csv").read_text()
     assert "missing file" in (tmp_path / "runs" / "r" / "sweep.log").read_text()
+
+
+def test_the_first_command_of_all_lists_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, outputs = images_in(tmp_path / "images"), tmp_path / "new" / "runs"
+    (folder / "3.png").write_bytes(b"")
+    options = ["--output-dir", str(outputs), "--cache-dir", str(tmp_path / "cache"), "--local"]
+    assert main(["--images", str(folder), *options]) == 2
+    errors = capsys.readouterr().err
+    assert "read as: tab-separated" in errors
+    assert "    3.png: the file is empty" in errors
+    assert f"all that can't be used are in {outputs / 'bad_images.csv'}" in errors
+    assert "3.png" in (outputs / "bad_images.csv").read_text()
+
+
+def test_ctrl_c_while_the_workers_start_ends_in_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    folder, cache = images_in(tmp_path / "images"), tmp_path / "cache"
+    options = ["--output-dir", str(tmp_path / "runs"), "--cache-dir", str(cache), "--local"]
+    sweep = Sweep("--images", str(folder), *options)
+    masks = wait_for(lambda: [_blocked(process) for process in sweep.family() if "spawn_main" in _command(process)])
+    sweep.press_ctrl_c()
+    assert sweep.wait() == (130, "\ninterrupted\n")
+    assert [path.name for path in cache.iterdir()] == ["render.lock"]
+    # A worker that imports its modules can't handle Ctrl-C yet: it would print a traceback.
+    assert all(signal.SIGINT in mask for mask in masks)
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _blocked(process: psutil.Process) -> set[int]:
+    """The signals that wait until the process lets them in."""
+    status = Path(f"/proc/{process.pid}/status").read_text().split()
+    mask = int(status[status.index("SigBlk:") + 1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

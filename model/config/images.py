@@ -3,11 +3,13 @@
 import re
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
+from unicodedata import category
 
 from pydantic import Field, field_validator, model_validator
 
 from model.config.section import Section, shown, unusable_path
 
+_SHOWN = ("\t", "\u200c", "\u200d", "Zs", "Co")  # unprintable to Python, but to be seen: see `unprintable`
 Pixels = Annotated[int, Field(ge=8, le=4096)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -167,6 +169,15 @@ def unusable_characters(characters: str) -> str | None:
     """Says what an alphabet of own images must be, or returns None if it can be used."""
     if not 1 <= len(characters) <= 50_000 or len(set(characters)) != len(characters):
         return "1 to 50,000 different characters"
-    if any(not character.isprintable() and not character.isspace() for character in characters):
-        return "printable characters"
-    return None
+    return None if unprintable(characters) is None else "printable characters"
+
+
+def unprintable(text: str) -> str | None:
+    """The first character of a text that no image of one line can show: controls, line breaks and invisible marks.
+
+    Joiners are invisible too, but change the shapes of their neighbours in Persian, Indic scripts and emoji. Characters
+    for private use are those of some fonts, such as medieval ones.
+    """
+    if text.isprintable():  # nearly always, and fast
+        return None
+    return next((one for one in text if not (one.isprintable() or one in _SHOWN or category(one) in _SHOWN)), None)

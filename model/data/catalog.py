@@ -97,7 +97,8 @@ class Catalog:
         self.database.close()
 
     def write_bad_images(self, path: Path) -> None:
-        """Writes all images that can't be used to a CSV file: file, reason, text."""
+        """Writes all images that can't be used to a CSV file: file, reason, text. Makes its folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.writer(file)
             table.writerow(("file", "reason", "text"))

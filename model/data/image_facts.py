@@ -1,8 +1,8 @@
 """What was found in a user's images, and the table that says it."""
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 _MOST_CHARACTERS = 60  # of the alphabet, in the table
@@ -36,13 +36,6 @@ class Facts:
         """How many images can't be used; `images.bad` decides whether that is an error."""
         return sum(count for count, _ in self.reasons.values())
 
-    def refusal(self, bad_images: Path) -> str:
-        """The sentence with which `images.bad: stop` refuses these images."""
-        return (
-            f"images.bad must be skip to leave out {self.bad:,} of {self.rows:,} images that can't be used, got stop: "
-            f"all are in {bad_images}"
-        )
-
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -56,12 +49,12 @@ class Facts:
 
     def table(self) -> Iterator[str]:
         """The lines of the table."""
-        yield f"read as: {self.read_as}, {self.rows:,} images"
+        yield f"read as: {visible(self.read_as)}, {self.rows:,} images"
         yield "images: " + ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
         for reason, (count, names) in {**self.reasons, **self.put_aside}.items():
             aside = " (left out)" if reason in self.put_aside else ""
             yield f"can't be used: {count:,} × {reason}{aside}"
-            yield from (f"    {name}" for name in names)
+            yield from (f"    {visible(name)}" for name in names)
             if count > len(names):
                 yield f"    … and {count - len(names):,} more"
         for what, (least, median, greatest) in self.sizes.items():
@@ -70,10 +63,7 @@ class Facts:
             f"{count:,} of length {length}" for length, count in _largest(self.lengths, most=8).items()
         )
         most = sorted(self.characters.items(), key=lambda item: (-item[1], item[0]))
-        shown = " ".join(
-            f"{character if character.strip() else ascii(character)}:{count}"
-            for character, count in most[:_MOST_CHARACTERS]
-        )
+        shown = " ".join(f"{_alone(character)}:{count}" for character, count in most[:_MOST_CHARACTERS])
         more = f" … and {len(most) - _MOST_CHARACTERS:,} more" if len(most) > _MOST_CHARACTERS else ""
         yield f"alphabet: {len(most):,} characters: {shown}{more}"
         yield "widths: " + ", ".join(f"{count:,} of {width} px" for width, count in self.widths.items())
@@ -83,6 +73,19 @@ class Facts:
             yield f"duplicates: {self.duplicates:,} images show the same pixels as another of the same text"
         if self.composed:
             yield f"normalised: {self.composed:,} texts were changed to Unicode's composed form (NFC)"
+
+
+def visible(text: str) -> str:
+    """The text with escapes in place of characters that a terminal obeys instead of showing them, as a file's name may
+    have."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _alone(character: str) -> str:
+    """A character to be shown by itself: a mark on a dotted circle, and a space or what can't be seen as an escape."""
+    if unicodedata.category(character).startswith("M"):
+        return f"\N{DOTTED CIRCLE}{character}"
+    return character if character.isprintable() and character.strip() else ascii(character)
 
 
 def _largest(counts: dict[int, int], most: int) -> dict[int, int]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from model.config import ImagesConfig, TrialConfig, shown
-from model.config.images import unusable_characters
+from model.config.images import unprintable
 from model.data import image_files, pool_file
 from model.data.alphabet import Alphabet
 from model.data.cache import locked, remove_leftovers, share, temporary, written
@@ -54,6 +54,14 @@ _ELSEWHERE = "the same picture is in another split"
 _OUTSIDE = "character outside the alphabet"
 _UNSEEN = "character that no training label has"
 _TOO_LONG = "label longer than the time steps allow"
+
+
+class Unusable(ValueError):
+    """Raised for images that a config refuses to train on. `facts` is what was found in them."""
+
+    def __init__(self, sentence: str, facts: Facts) -> None:
+        super().__init__(sentence)
+        self.facts = facts
 
 
 class OwnImages:
@@ -119,8 +127,8 @@ def look(
     """Looks at a config's images, and with `keep` converts them into pools in `folder`, unless they are there already.
 
     `steps` is what the network does to a width; without it, the pooling is chosen. `limits` are the most images of a
-    split. Images that can't be used are written to the file `bad_images`; with `images.bad: stop` there are then no
-    pools. Raises OSError, and ValueError with a sentence about a key of the config.
+    split. Without `keep`, or if the config refuses the images, those that can't be used are written to the file
+    `bad_images`. Raises OSError; ValueError with a sentence about a key of the config; Unusable if it refuses them.
     """
     refuse_unguarded_script()
     looking = Look(config, folder, workers, progress, steps, limits, bad_images, keep)
@@ -134,9 +142,8 @@ def look(
         if (facts := looking.known(seen)) is None:  # perhaps another sweep has converted them meanwhile
             remove_leftovers(folder)
             facts = looking.convert()
-            if not looking.stops(facts):
-                replace_file(folder / seen, json.dumps(facts.as_json()).encode())
-                share(folder / seen, folder)
+            replace_file(folder / seen, json.dumps(facts.as_json()).encode())
+            share(folder / seen, folder)
     return facts
 
 
@@ -169,9 +176,6 @@ class Look:
         self._limits, self._bad_images, self._keep = dict(limits or {}), bad_images, keep
         self._reader = recognise(config.images)
 
-    def stops(self, facts: Facts) -> bool:
-        return facts.bad > 0 and self._section.bad == "stop"
-
     def seen(self) -> str:
         """The name of the file that keeps what was found: it has a hash of all that can be seen without decoding."""
         section = self._section.model_dump(mode="json", exclude={"bad", "digest", "longest_text"})
@@ -190,12 +194,12 @@ class Look:
             facts = Facts.from_json(json.loads((self._folder / seen).read_bytes()))
             source = OwnImages(self._config.model_copy(update=fitted_sections(self._config, facts)))
             specs = [spec for split in SPLITS for spec in source.specs(split)]
-            if not self.stops(facts) and all(open_pool(spec, self._folder) for spec in specs):
+            if _refusal(facts, self._section.bad) is None and all(open_pool(spec, self._folder) for spec in specs):
                 return facts
         return None
 
     def convert(self) -> Facts:
-        """Decodes all images, and with `keep` writes the pools and the catalog."""
+        """Decodes all images, and with `keep` writes the pools and the catalog. Raises Unusable."""
         catalog_file = temporary(self._folder, "images-catalog")
         spool = temporary(self._folder, "images-spool") if self._keep else None
         try:
@@ -205,16 +209,19 @@ class Look:
                 self._decode(catalog, section, spool)
                 characters, pooling = self._judge(catalog, section)
                 facts = self._facts(catalog, section, characters, pooling)
-                if self._bad_images is not None and facts.bad:
+                refusal = _refusal(facts, section.bad)
+                left_out = facts.reasons or facts.put_aside
+                if self._bad_images is not None and left_out and (refusal is not None or not self._keep):
                     catalog.write_bad_images(self._bad_images)
-                if not self.stops(facts):
-                    _check_usable(facts)
-                if spool is not None and not self.stops(facts):
+                    refusal = refusal and f"{refusal}; all that can't be used are in {self._bad_images}"
+                if refusal is not None:
+                    raise Unusable(refusal, facts)
+                if spool is not None:
                     self._write_pools(catalog, section, facts, spool)
                     final = catalog_path(facts.settings["digest"], self._folder)
                     catalog.set_facts(facts.as_json())
                     catalog.commit()
-            if spool is not None and not self.stops(facts):
+            if spool is not None:
                 share(catalog_file, self._folder)
                 catalog_file.replace(final)
             return facts
@@ -392,19 +399,26 @@ def fitted_sections(config: TrialConfig, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _check_usable(facts: Facts) -> None:
-    """Raises ValueError if a split has no images or there is nothing to tell apart."""
-    empty = [split for split, count in facts.counts.items() if not count]
-    if empty:
-        raise ValueError(
+def _refusal(facts: Facts, bad: str) -> str | None:
+    """Says in a sentence why nothing can be trained on these images, or returns None. `bad` is the key of the config.
+
+    That images can't be used comes before what follows from it, except that leaving out all of them is no advice.
+    """
+    used, characters = sum(facts.counts.values()), facts.settings["characters"]
+    if not used:
+        return f"images.path must have images that can be used, but none of its {facts.rows:,} can"
+    if facts.bad and bad == "stop":
+        return (
+            f"images.bad must be skip to leave out {facts.bad:,} of {facts.rows:,} images that can't be used, got stop"
+        )
+    if empty := [split for split, count in facts.counts.items() if not count]:
+        return (
             f"images.fractions must leave images for train, valid and test, got none for {' and '.join(empty)}: "
-            f"{sum(facts.counts.values()):,} of {facts.rows:,} images can be used"
+            f"{used:,} of {facts.rows:,} images can be used"
         )
-    if len(facts.settings["characters"]) < 2:
-        raise ValueError(
-            f"images.characters must be at least two characters, got {shown(facts.settings['characters'])}: "
-            "all texts are made of this one"
-        )
+    if len(characters) < 2:
+        return f"images.characters must be at least two characters, got {shown(characters)}: all texts are of this one"
+    return None
 
 
 def choose_widths(wanted: list[int], fit: str) -> tuple[int, ...]:
@@ -469,8 +483,8 @@ def _problem(text: str, size: int) -> str | None:
     """Why a text or an image of this many bytes can't be used, as far as can be said without decoding."""
     if not text.strip():
         return "empty label"
-    if unusable_characters("".join(dict.fromkeys(text))) is not None:
-        return "unprintable character"
+    if (wrong := unprintable(text)) is not None:
+        return f"unprintable character: U+{ord(wrong):04X}"
     if size > _MOST_BYTES:
         return f"larger than {_MOST_BYTES >> 20} MB"
     return None
@@ -497,11 +511,12 @@ def _needed(text: str) -> int:
 
 
 def _reasons(catalog: Catalog, operator: str) -> dict[str, tuple[int, list[str]]]:
-    """Why images can't be used: how many and the first names. What follows a colon in a problem are details."""
+    """Why images can't be used: how many, and the first names, each with its details, which follow a colon."""
     reason = "SUBSTR(problem, 1, INSTR(problem || ':', ':') - 1)"
     where = f"problem NOT NULL AND problem {operator} ('{_UNSEEN}')"
     counts = list(catalog.all(f"SELECT {reason}, COUNT(*) FROM images WHERE {where} GROUP BY 1 ORDER BY 2 DESC, 1"))
-    names = f"SELECT name FROM images WHERE {reason} = ? ORDER BY position LIMIT {_NAMED}"
+    named = f"name || SUBSTR(problem, LENGTH({reason}) + 1)"
+    names = f"SELECT {named} FROM images WHERE {reason} = ? ORDER BY position LIMIT {_NAMED}"
     return {each: (count, [name for (name,) in catalog.all(names, each)]) for each, count in counts}
 
 

@@ -45,7 +45,8 @@ def in_workers(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]
     try:
         while True:
             new = islice(tasks, workers * _AHEAD - len(waiting))
-            waiting |= {executor.submit(function, *task) for task in new}
+            with _interrupts_waiting():  # the first task starts the workers
+                waiting |= {executor.submit(function, *task) for task in new}
             if not waiting:
                 break
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -59,6 +60,19 @@ def in_workers(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    """Makes Ctrl-C wait until the context ends, for this thread and for the processes that it starts.
+
+    A process that is being started would print a traceback: it imports its modules before it can ignore Ctrl-C.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

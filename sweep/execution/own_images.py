@@ -1,6 +1,7 @@
 """Looks at a user's own images before a sweep starts, and fits the config to them."""
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -28,7 +29,6 @@ def look_at(config: SweepConfig, pools: Path, options: argparse.Namespace) -> Sw
     config = config.model_copy(update={"images": absolute})
     given = config.data.model_fields_set
     limits = {split: config.data.count(split) for split in SPLITS if f"{split}_images" in given}
-    bad_images = options.output_dir / BAD_IMAGES
     steps = None
     if "pools" in config.network.model_fields_set:
         steps = lambda width: config.network.feature_size(absolute.height, width)[1]  # noqa: E731
@@ -42,17 +42,16 @@ def look_at(config: SweepConfig, pools: Path, options: argparse.Namespace) -> Sw
                 lambda done, total: bar.update(task, completed=done, total=total),
                 steps=steps,
                 limits=limits,
-                bad_images=bad_images if absolute.bad == "stop" else None,
+                bad_images=options.output_dir / BAD_IMAGES,
             )
         except ValueError as error:
+            if isinstance(error, own_images.Unusable):
+                print("\n".join(error.facts.table()), file=sys.stderr)
             named = "--images" if options.images is not None else "images.path"
             raise ConfigError([re.sub(r"^images\.path\b", named, str(error))]) from None
-    stops = facts.bad and absolute.bad == "stop"
-    if stops or not options.quiet:
-        print("\n".join(facts.table()), file=sys.stderr if stops else sys.stdout)
-    if stops:
-        raise ConfigError([facts.refusal(bad_images)])
+    if not options.quiet:
+        print("\n".join(facts.table()))
     chosen = derived.values(config, facts)
     if chosen and not options.quiet:
-        print("chosen by the images: " + ", ".join(f"{path} {value}" for path, value in chosen.items()))
+        print("chosen by the images: " + ", ".join(f"{path}={json.dumps(value)}" for path, value in chosen.items()))
     return derived.fitted(config, facts, chosen)

@@ -70,6 +70,9 @@ def test_splits_come_from_a_column_or_from_folders(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,text,set\nTraining/a.png,A,val\ndev/x/b.png,B,TRAIN\nsite/c.png,C,other\ntest/d.png,D,\n")
     assert [row.split for row in rows(tmp_path, text_column="text")] == ["train", "valid", None, "test"]
+    for key in ("split", "group"):
+        with pytest.raises(ValueError, match=rf"^images\.{key} must be one of the columns file, text, set, got 'day'$"):
+            reader(tmp_path, **{key: "day"})
     found = rows(tmp_path, split="set")
     assert [row.split for row in found] == ["valid", "train", None, None]
     assert [row.problem for row in found][2:] == [
@@ -116,6 +119,7 @@ def test_files_outside_of_the_folder_are_never_read(tmp_path: Path) -> None:
     images(tmp_path, ["data/a.png", "secret/s.png", "data2/t.png"])
     (folder / "link.png").symlink_to(tmp_path / "secret" / "s.png")
     (folder / "linked").symlink_to(tmp_path / "secret")
+    (folder / "itself").symlink_to(folder)  # nothing else is in it
     (folder / "inner.png").symlink_to(folder / "a.png")
     (folder / "dangling.png").symlink_to(folder / "gone.png")
     (folder / "circle.png").symlink_to(folder / "circle.png")
@@ -218,6 +222,14 @@ def test_what_can_not_be_read_gets_a_sentence(
     with pytest.raises(ValueError, match=r"^images\.") as refused:
         reader(tmp_path, **keys)
     assert str(refused.value).startswith(sentence)
+
+
+def test_a_table_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    images(tmp_path, [f"{number:03}.png" for number in range(30)])
+    (tmp_path / "labels.csv").symlink_to("/proc/self/mem")  # a regular file whose start can't be read, by root neither
+    with pytest.raises(ValueError, match=r"^images\.path has a table that can't be read: .*labels\.csv'$"):
+        reader(tmp_path)
+    assert len(rows(tmp_path, format="names")) == 30
 
 
 def test_a_path_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class Folder:
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(entry.name)
                         elif entry.is_symlink() and os.path.isdir(entry.path):  # entry.is_dir raises for some
-                            if not os.path.realpath(entry.path).startswith(self._start):
+                            if not os.path.join(os.path.realpath(entry.path), "").startswith(self._start):
                                 links.append(entry.name)
                         else:
                             files.append(entry.name)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from model.config.images import ImagesConfig
 from model.config.section import shown, shown_path
+from model.data.catalog import BAD_IMAGES
 from model.data.readers import records
 from model.data.readers.files import File, Folder, below, is_hidden, is_image, suffix_of
 from model.data.readers.records import Delimited, Parquet, Record, Table
@@ -228,6 +229,8 @@ def _open(section: ImagesConfig, path: str) -> Table:
             raise ValueError(next((problem for _, _, problem in items.items() if problem), "it has no dictionary"))
         delimiters = records.FORMATS.get(wanted) or records.TEXT_SUFFIXES.get(suffix, "\t,; ")
         lines = records.delimited(path, delimiters)
+    except OSError as error:
+        raise ValueError(f"images.path has a table that can't be read: {reason(error)}: {shown_path(path)}") from None
     except Exception as error:  # pyarrow raises errors of many types on damaged files
         raise NoTable(
             f"images.path must be a table of images and texts, but {shown_path(path)}: {reason(error)}"
@@ -468,7 +471,8 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     """
     problem = None
     # A file that happens to be no table of images is none to complain about, unless a table was asked for.
-    is_asked = section.format != "auto" or section.file_column is not None or section.text_column is not None
+    columns = (section.file_column, section.text_column, section.split, section.group)
+    is_asked = section.format != "auto" or any(one not in (None, "folder") for one in columns)
     for folders in ([folder], _folders_in(folder)):
         fitting: list[tuple[bool, TableReader]] = []
         for path in _tables_in(folders, section.format):
@@ -492,6 +496,11 @@ def find_tables(section: ImagesConfig, folder: str) -> tuple[TableReader | Table
     return None, False, problem
 
 
+def _may_be_a_table(name: str) -> bool:
+    """Whether a file is none of those with one image's text, nor a list of bad images, whose names exist too."""
+    return not name.endswith(ENDING) and name != BAD_IMAGES
+
+
 def _tables_in(folders: Sequence[str], wanted: str) -> list[str]:
     """The files that may be tables of a format."""
     suffixes = {
@@ -505,6 +514,6 @@ def _tables_in(folders: Sequence[str], wanted: str) -> list[str]:
         with suppress(OSError), os.scandir(folder) as entries:
             fitting = (entry for entry in entries if suffix_of(entry.name) in suffixes and not is_hidden(entry.name))
             # entry.is_file raises for some links
-            found += [entry.path for entry in fitting if os.path.isfile(entry.path) and not entry.name.endswith(ENDING)]
+            found += [entry.path for entry in fitting if os.path.isfile(entry.path) and _may_be_a_table(entry.name)]
     parquet = [path for path in found if suffix_of(path) == ".parquet"]
     return sorted(found if len(found) - len(parquet) <= _TABLES else parquet)
