@@ -156,7 +156,7 @@ class Verdict:
 
     @property
     def plateau(self) -> str:
-        """A sentence that names the trials that never left the all-blank plateau; empty if all did."""
+        """A sentence that names the trials that never left the all-blank plateau; empty if there are none."""
         found = [record.name[:4] for record in self.on_plateau]
         if not found:
             return ""
@@ -173,11 +173,11 @@ class Verdict:
     @property
     def sentences(self) -> list[str]:
         """Up to three sentences: the best config and the interval of its error; which others may be as good; what the
-        best misreads and what to try against that."""
+        best misreads and what to try against that. If all trials are on the all-blank plateau, that is said instead of a
+        comparison."""
         if not self.scored:
             return ["No trial has reached the end of an epoch."]
-        if len(self.on_plateau) == len(self.scored):
-            return [self.plateau]
+        all_stuck = len(self.on_plateau) == len(self.scored)
         if self.confirmed:
             best = self.confirmed[0]
             seeds, images = best.wrong.shape
@@ -185,12 +185,15 @@ class Verdict:
                 f"{best.record.name} reads best: trained again with {seeds} fresh seeds it gets {percent(best.error)} "
                 f"of {images:,} unseen test texts wrong (95 % interval {span(best.interval)})."
             )
-            return [first, *_compared(self.confirmed, "on the test set"), *self.advice]
+            rest = [self.plateau] if all_stuck else [*_compared(self.confirmed, "on the test set"), *self.advice]
+            return [first, *rest]
         winner = self.scored[0]
         first = (
             f"{winner.name} reads best: {percent(winner.error_rate)} of {self.images:,} validation texts are wrong "
             f"(95 % interval {span(self.interval(winner))}; a little flattered, as the best of many here)."
         )
+        if all_stuck:
+            return [first, self.plateau]
         if not self.readings or self.readings[0].record != winner:
             return [first]
         return [first, *_compared(self.readings, "on these images"), *self.advice]
