@@ -1,6 +1,11 @@
 """Settings that follow from a user's own images where the config does not give them.
 
 Which keys a config gives is known from pydantic's `model_fields_set`; `values` computes the others.
+
+What came out with one trial at a learning rate of 6e-3 with one cycle, on images of a renderer that is not ours:
+2,000 codes of 3 to 6 of 32 characters, 48 epochs: 2.9 % of 204 validation texts wrong; the plateau was left in the
+twelfth epoch. 300 such codes, 100 epochs: nothing is read in validation, while 89 % of the training texts are: so few
+images of so many characters need more augmentation or `network.init`.
 """
 
 import math
