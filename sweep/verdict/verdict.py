@@ -173,8 +173,8 @@ class Verdict:
     @property
     def sentences(self) -> list[str]:
         """Up to three sentences: the best config and the interval of its error; which others may be as good; what the
-        best misreads and what to try against that. If all trials are on the all-blank plateau, that is said instead of a
-        comparison."""
+        best misreads and what to try against that. If all trials are on the all-blank plateau, that is said instead of
+        a comparison."""
         if not self.scored:
             return ["No trial has reached the end of an epoch."]
         all_stuck = len(self.on_plateau) == len(self.scored)
