@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = TrialConfig(images=section)
         with tempfile.TemporaryDirectory(prefix="crnn-sweep-look-") as folder:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            facts = own_images.look(config, Path(folder), workers, _show, bad_images=bad_images, keep=False)
+            facts = own_images.Look(config, Path(folder), workers, _show, bad_images=bad_images, keep=False).facts()
     except own_images.Unusable as error:
         print("\n".join(error.facts.table()))
         print(error, file=sys.stderr)

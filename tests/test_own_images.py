@@ -17,7 +17,7 @@ from model.config import ImagesConfig, TrialConfig, override
 from model.data import own_images
 from model.data.alphabet import Alphabet
 from model.data.image_facts import Facts
-from model.data.own_images import choose_widths, fitted_sections, look
+from model.data.own_images import Look, choose_widths, fitted_sections
 from model.data.pool_file import SPLITS
 from model.data.pools import open_split
 from model.images import main
@@ -48,7 +48,7 @@ def seen(folder: Path, cache: Path, limits: Any = None, **settings: Any) -> tupl
     """What a look has found, and the config that follows from it."""
     config = TrialConfig(images=ImagesConfig(path=str(folder), **settings))
     cache.mkdir(exist_ok=True)
-    facts = look(config, cache, 1, lambda done, total: None, limits=limits)
+    facts = Look(config, cache, 1, lambda done, total: None, limits=limits).facts()
     return facts, config.model_copy(update=fitted_sections(config, facts))
 
 

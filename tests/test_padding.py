@@ -8,7 +8,7 @@ import torch
 
 from model.config import TrialConfig, override
 from model.data.batches import Batch, Data, pictures
-from model.data.own_images import fitted_sections, look
+from model.data.own_images import Look, fitted_sections
 from model.network import ctc
 from model.network.crnn import CRNN
 from model.training.averaging import AveragedWeights
@@ -29,7 +29,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialConfig, Path
     config = TrialConfig.model_validate(
         override({}, {**SMALL, "images.path": str(folder), "images.format": "names", "training.epochs": 2})
     )
-    facts = look(config, cache, 1, lambda done, total: None)
+    facts = Look(config, cache, 1, lambda done, total: None).facts()
     return config.model_copy(update=fitted_sections(config, facts)), cache
 
 

@@ -113,48 +113,18 @@ class OwnImages:
         raise NotImplementedError("only drawn images are endless")
 
 
-def look(
-    config: TrialConfig,
-    folder: Path,
-    workers: int,
-    progress: Progress,
-    *,
-    steps: TimeSteps | None = None,
-    limits: Mapping[Split, int] | None = None,
-    bad_images: Path | None = None,
-    keep: bool = True,
-) -> Facts:
-    """Looks at a config's images, and with `keep` converts them into pools in `folder`, unless they are there already.
-
-    `steps` is what the network does to a width; without it, the pooling is chosen. `limits` are the most images of a
-    split. Without `keep`, or if the config refuses the images, those that can't be used are written to the file
-    `bad_images`. Raises OSError; ValueError with a sentence about a key of the config; Unusable if it refuses them.
-    """
-    refuse_unguarded_script()
-    looking = Look(config, folder, workers, progress, steps, limits, bad_images, keep)
-    if not keep:
-        return looking.convert()
-    seen = looking.seen()
-    if (facts := looking.known(seen)) is not None:
-        return facts
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if (facts := looking.known(seen)) is None:  # perhaps another sweep has converted them meanwhile
-            remove_leftovers(folder)
-            facts = looking.convert()
-            replace_file(folder / seen, json.dumps(facts.as_json()).encode())
-            share(folder / seen, folder)
-    return facts
-
-
 def catalog_path(digest: str, folder: Path) -> Path:
     """The catalog of the images with this digest: their names, in the order of the pools, and those left out."""
     return folder / f"images-{digest}.sqlite"
 
 
 class Look:
-    """One look at all images of a config. Raises ValueError if the images can't be recognised. For the arguments see
-    `look`."""
+    """A look at all images of a config, which converts them into pools in `folder` unless `keep` is false.
+
+    `limits` are the most images of a split. Without `keep`, or if the config refuses the images, those that can't be
+    used are written to the file `bad_images`. The pooling is chosen if the config has no `network.pools`. Raises
+    ValueError if the images can't be recognised.
+    """
 
     def __init__(
         self,
@@ -162,19 +132,39 @@ class Look:
         folder: Path,
         workers: int,
         progress: Progress,
-        steps: TimeSteps | None = None,
+        *,
         limits: Mapping[Split, int] | None = None,
         bad_images: Path | None = None,
         keep: bool = True,
     ) -> None:
         assert config.images is not None
-        if steps is None and config.images.is_known:
-            height = config.image.height
-            steps = lambda width: config.network.feature_size(height, width)[1]  # noqa: E731
+        self._steps: TimeSteps | None = None
+        if config.images.is_known or "pools" in config.network.model_fields_set:
+            self._steps = lambda width: config.network.feature_size(config.image.height, width)[1]
         self._config, self._section, self._folder = config, config.images, folder
-        self._workers, self._progress, self._steps = workers, progress, steps
+        self._workers, self._progress = workers, progress
         self._limits, self._bad_images, self._keep = dict(limits or {}), bad_images, keep
         self._reader = recognise(config.images)
+
+    def facts(self) -> Facts:
+        """What is found in the images. Decodes them only if no earlier look has done so, or its pools are gone.
+
+        Raises OSError; ValueError with a sentence about a key of the config; Unusable if the config refuses the images.
+        """
+        refuse_unguarded_script()
+        if not self._keep:
+            return self.convert()
+        seen = self.seen()
+        if (facts := self.known(seen)) is not None:
+            return facts
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with locked(self._folder):
+            if (facts := self.known(seen)) is None:  # perhaps another sweep has converted them meanwhile
+                remove_leftovers(self._folder)
+                facts = self.convert()
+                replace_file(self._folder / seen, json.dumps(facts.as_json()).encode())
+                share(self._folder / seen, self._folder)
+        return facts
 
     def seen(self) -> str:
         """The name of the file that keeps what was found: it has a hash of all that can be seen without decoding."""
@@ -208,7 +198,7 @@ class Look:
                 section = self._with_widths(catalog)
                 self._decode(catalog, section, spool)
                 characters, pooling = self._judge(catalog, section)
-                facts = self._facts(catalog, section, characters, pooling)
+                facts = self._counted(catalog, section, characters, pooling)
                 refusal = _refusal(facts, section.bad)
                 left_out = facts.reasons or facts.put_aside
                 if self._bad_images is not None and left_out and (refusal is not None or not self._keep):
@@ -308,7 +298,7 @@ class Look:
             catalog.change("UPDATE images SET place = NULL WHERE split = ? AND place >= ?", [(split, limit)])
         return characters, pooling
 
-    def _facts(self, catalog: Catalog, section: ImagesConfig, characters: str, pooling: int) -> Facts:
+    def _counted(self, catalog: Catalog, section: ImagesConfig, characters: str, pooling: int) -> Facts:
         used = "FROM images WHERE place NOT NULL"
         longest = catalog.one(f"SELECT COALESCE(MAX(LENGTH(text)), 1) {used}")
         settings = {"characters": characters, "widths": list(section.all_widths), "longest_text": longest}

@@ -63,7 +63,7 @@ class Conversion:
 
     def _seconds_of_ours(self, folder: Path) -> float:
         begin = time.monotonic()
-        own_images.look(self._config, folder, self._workers, lambda done, total: None)
+        own_images.Look(self._config, folder, self._workers, lambda done, total: None).facts()
         return time.monotonic() - begin
 
     def _seconds_of_pillow(self, names: Sequence[str]) -> float:

@@ -29,21 +29,17 @@ def look_at(config: SweepConfig, pools: Path, options: argparse.Namespace) -> Sw
     config = config.model_copy(update={"images": absolute})
     given = config.data.model_fields_set
     limits = {split: config.data.count(split) for split in SPLITS if f"{split}_images" in given}
-    steps = None
-    if "pools" in config.network.model_fields_set:
-        steps = lambda width: config.network.feature_size(absolute.height, width)[1]  # noqa: E731
     with Progress(transient=True, disable=options.quiet or not sys.stderr.isatty()) as bar, another_main_module():
         task = bar.add_task("reading images", total=None)
         try:
-            facts = own_images.look(
+            facts = own_images.Look(
                 config,
                 pools,
                 usable_cpus(),
                 lambda done, total: bar.update(task, completed=done, total=total),
-                steps=steps,
                 limits=limits,
                 bad_images=options.output_dir / BAD_IMAGES,
-            )
+            ).facts()
         except ValueError as error:
             if isinstance(error, own_images.Unusable):
                 print("\n".join(error.facts.table()), file=sys.stderr)

@@ -13,7 +13,7 @@ import pytest
 
 from model.config import CaptchaConfig, ImagesConfig, TrialConfig
 from model.data.captchas import draw
-from model.data.own_images import look
+from model.data.own_images import Look
 from tests.other_images import kinds, write
 from tests.readers.folders import reader, rows
 
@@ -118,7 +118,7 @@ def test_each_form_gives_the_same_pools_bit_for_bit(tmp_path: Path, captchas: Im
         folder.mkdir()
         cache.mkdir()
         form(folder, captchas)
-        look(TrialConfig(images=ImagesConfig(path=str(folder))), cache, 1, lambda done, total: None)
+        Look(TrialConfig(images=ImagesConfig(path=str(folder))), cache, 1, lambda done, total: None).facts()
         pools.append({path.name: path.read_bytes() for path in cache.glob("*.pool")})
     assert len(pools[0]) >= 3
     assert all(each == pools[0] for each in pools)
