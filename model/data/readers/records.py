@@ -5,7 +5,6 @@ record with a problem, which names its line, and reading goes on with the next.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -484,7 +483,3 @@ def parquet_table(path: str) -> Parquet:
         if types.is_binary(kind) or types.is_large_binary(kind):
             embedded.append((field.name, place))
     return Parquet(path, tuple(schema.names), tuple(embedded))
-
-
-def is_table_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.endswith(".gt.txt")
