@@ -42,6 +42,9 @@ SETTINGS = {
 }
 
 
+# Ray names a trial's process by the method that runs, and between two by the class.
+WORKER_TITLES = ("ray::SweepsTrial", "ray::ResourceTrainable")
+
 # Limits of time in tests only tell a process that hangs from one that is slow, as all are on a busy machine.
 PATIENCE = 3
 
@@ -84,9 +87,8 @@ class Sweep:
             return []
 
     def workers(self) -> list[psutil.Process]:
-        """Ray's processes that train a trial: it names them by the method that runs, and between two by the class."""
-        titles = ("ray::RayTrial", "ray::ResourceTrainable")
-        return [process for process in self.family() if _title(process).startswith(titles)]
+        """Ray's processes that train a trial."""
+        return [process for process in self.family() if _title(process).startswith(WORKER_TITLES)]
 
 
 def _title(process: psutil.Process) -> str:

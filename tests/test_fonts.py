@@ -160,7 +160,7 @@ def test_a_sweep_refuses_fonts_that_have_changed_since_it_began_unless_it_needs_
     shutil.rmtree(cache)
     code, printed = resume_local(root, "--trials", "3").wait()
     assert code == 2
-    assert f"captcha.fonts must have the contents of captcha.fonts_sha256, got others: ['{font}']" in printed
+    assert f"captcha.fonts must have the contents of captcha.fonts_sha256, got others: '{font}'" in printed
     assert not cache.exists()
     font.write_bytes(contents)
     code, printed = resume_local(root, "--trials", "3").wait()

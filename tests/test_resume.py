@@ -318,7 +318,7 @@ def test_what_was_damaged_meanwhile_is_made_again(
     elif damage in ("both", "event files"):
         assert "started again" in printed
     elif "pool" in damage:
-        assert "rendering" in printed
+        assert "preparing" in printed
     assert decided(root) == decided(whole)
     assert curves(root) == curves(whole)
     assert [point.step for point in runs(root)["_sweep"].Scalars("sweep/best_error_rate")] == [1, 2]

@@ -68,7 +68,8 @@ def checked_fonts(config: CaptchaConfig) -> tuple[str, ...]:
     expected = found if config.fonts_sha256 is None else config.fonts_sha256
     if found != expected:
         changed = [file for index, file in enumerate(fonts) if found[index] not in expected[index : index + 1]] or fonts
-        raise ValueError(f"captcha.fonts must have the contents of captcha.fonts_sha256, got others: {shown(changed)}")
+        names = ", ".join(map(shown_path, changed))
+        raise ValueError(f"captcha.fonts must have the contents of captcha.fonts_sha256, got others: {names}")
     for file in fonts:
         try:
             check_characters(config.characters, [file])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.processes import SETTINGS, wait_for
+from tests.processes import SETTINGS, WORKER_TITLES, wait_for
 from tests.sweeps.checker import problems
 
 PLAIN = {
@@ -210,7 +210,7 @@ def _kind(process: psutil.Process) -> str | None:
         name, title = process.name(), " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return None
-    if title.startswith(("ray::RayTrial", "ray::ResourceTrainable")):
+    if title.startswith(WORKER_TITLES):
         return "worker"
     if name in ("raylet", "gcs_server"):
         return name
