@@ -56,7 +56,10 @@ def size_of(file: BinaryIO) -> tuple[int, int]:
     try:
         with _opened(file) as image:
             width, height = image.size
-            return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+            # Without EXIF data before the pixels of a PNG file, Pillow would decode these to look behind them.
+            turned = image.format != "PNG" or "exif" in image.info
+            turned = turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (height, width) if turned else (width, height)
     except Exception as error:
         raise ValueError(_problem(error, file)) from None
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from importlib.metadata import version
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ TimeSteps = Callable[[int], int]  # width of an image in pixels → T
 
 _VERSION = 1  # of the preparation; another gives other pools
 _CHUNK = 200  # images of a worker's task
-_SAMPLE = 10_000  # images whose sizes decide about the widths
+_BLOCK = 500  # images that are copied to a pool at once
+_SAMPLE = 2_000  # images whose sizes decide about the widths
 _NAMED = 10  # names in the table of what can't be used
 _WORTH_A_POOL = 1.1  # pixels without a further width over those with it
 _MOST_BYTES = 2**28  # of an encoded image
@@ -369,13 +370,15 @@ class Look:
         with spool.open("rb") as pixels, written(shapes, self._folder) as paths:
             for spec, path in paths.items():
                 shape = shapes[spec]
-                pool = pool_file.mapped(path, shape, "r+")
                 size = shape.channels * shape.height * shape.width
-                for place, (position, text, width) in enumerate(catalog.all(query, spec.split, spec.width)):
-                    image = np.frombuffer(os.pread(pixels.fileno(), size, position * slot), np.uint8)
-                    pool.images[place] = image.reshape(pool.images.shape[1:])
-                    pool.labels[place] = alphabet.encode_padded(text, longest)
-                    pool.widths[place] = width
+                with path.open("rb+") as file:
+                    rows, place = catalog.all(query, spec.split, spec.width), 0
+                    while block := list(islice(rows, _BLOCK)):
+                        positions, texts, widths = zip(*block, strict=True)
+                        labels = [alphabet.encode_padded(text, longest) for text in texts]
+                        images = [os.pread(pixels.fileno(), size, position * slot) for position in positions]
+                        pool_file.write(file, shape, place, widths, labels, b"".join(images))
+                        place += len(block)
 
 
 def fitted_sections(config: TrialConfig, facts: Facts) -> dict[str, Any]:

@@ -7,9 +7,10 @@ class indices padded with 0, and the images, uint8 (N, C, H, W). Its name holds 
 import errno
 import hashlib
 import json
+import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -133,6 +134,21 @@ def mapped(path: Path, shape: Shape, mode: Any) -> Pool:
         arrays.append(array)
         offset += array.nbytes
     return Pool(*arrays)
+
+
+def write(
+    file: BinaryIO, shape: Shape, place: int, widths: Sequence[int], labels: Sequence[np.ndarray], images: bytes
+) -> None:
+    """Writes images with their widths and labels into a pool that `create` made, from the number `place` on.
+
+    Not through `mapped`, with which the whole pool would count as this process's memory.
+    """
+    offset = _HEADER_BYTES
+    for (kind, size), values in zip(shape.arrays, (widths, labels, np.frombuffer(images, np.uint8)), strict=True):
+        one = np.dtype(kind).itemsize * math.prod(size[1:])
+        file.seek(offset + place * one)
+        file.write(np.asarray(values, kind).tobytes())
+        offset += size[0] * one
 
 
 def seal(path: Path) -> None:
