@@ -32,6 +32,8 @@ def test_the_benchmark_prints_a_table_and_writes_every_figure(
     monkeypatch.setattr(measure, "EPOCH_SECONDS", 0.2)
     monkeypatch.setattr(measure, "ROUNDS", 2)
     monkeypatch.setattr(measure, "TRIAL_SECONDS", 1.0)
+    monkeypatch.setattr(measure, "TRIALS", 2)
+    monkeypatch.setattr(measure, "PLAIN_TRIALS", 2)
     monkeypatch.setattr(measure, "PLAIN_IMAGES", 320)
     output = tmp_path / "bench.json"
     assert bench.main([*sets(TINY), "--output", str(output), "--sweep"]) == 0
@@ -42,7 +44,7 @@ def test_the_benchmark_prints_a_table_and_writes_every_figure(
         assert math.isfinite(figures[key])
         assert figures[key] > 0
     printed = capsys.readouterr().out
-    for part in ("rendering", "the limit", "the notebook's way", "at once", "resources: {cpus:", "a sweep of 8 trials"):
+    for part in ("rendering", "the limit", "the notebook's way", "at once", "resources: {cpus:", "a sweep of 2 trials"):
         assert part in printed
     assert list(tmp_path.iterdir()) == [output]
 

@@ -16,7 +16,7 @@ import pytest
 from sweep.execution import ray_cluster
 from sweep.run import main
 from tests.conftest import REPOSITORY
-from tests.processes import Start, Sweep, resume, wait_for
+from tests.processes import Start, Sweep, resume_local, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 STUCK = """
@@ -231,7 +231,7 @@ def test_a_sweep_that_loses_ray_or_is_told_to_end_writes_its_report_and_goes_on(
     assert_interrupted(sweep, family)
     assert {row["state"] for row in leaderboard(root)} == {"interrupted"}
     assert (root / "report.html").exists()
-    code, printed = resume(root, "--quiet")
+    code, printed = resume_local(root, "--quiet").wait()
     assert code == 0, printed
     assert {row["state"] for row in leaderboard(root)} == {"completed"}
     assert_curves_without_scars(root)
@@ -288,7 +288,7 @@ def test_a_pool_that_is_cut_while_processes_read_it_halts_the_sweep_and_fails_no
     printed = assert_interrupted(sweep, sweep.family())
     assert ".pool was cut while it was read" in printed
     assert {row["state"] for row in leaderboard(root)} == {"interrupted"}
-    code, printed = resume(root, "--quiet")
+    code, printed = resume_local(root, "--quiet").wait()
     assert code == 0, printed
     assert {row["state"] for row in leaderboard(root)} == {"completed"}
     assert_curves_without_scars(root)
