@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,9 @@ def sets(values: Mapping[str, Any]) -> list[str]:
 class Sweep:
     """A running `python -m sweep.run`, in a process group of its own, as under a terminal."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "sweep.run")) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sweep.run", *arguments],
+            [sys.executable, *program, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -238,9 +238,7 @@ def test_a_sweep_that_loses_ray_or_is_told_to_end_writes_its_report_and_goes_on(
 
 
 @pytest.mark.slow
-# Not the raylet: while Ray's C++ joins it, nothing in this process can answer its loss (sweep/README.md says so).
-@pytest.mark.parametrize("seconds", [0, 1])
-@pytest.mark.parametrize("end", [kill_server, terminate_group])
+@pytest.mark.parametrize(("end", "seconds"), [(kill_server, 0), (terminate_group, 0), (terminate_group, 1)])
 def test_a_sweep_that_loses_ray_or_is_told_to_end_while_ray_starts_says_how_to_go_on(
     start: Start, tmp_path: Path, end: Callable[[Sweep], None], seconds: float
 ) -> None:
@@ -250,6 +248,48 @@ def test_a_sweep_that_loses_ray_or_is_told_to_end_while_ray_starts_says_how_to_g
     family = sweep.family()
     end(sweep)
     assert_interrupted(sweep, family)
+
+
+# A sweep whose process NAME of Ray's is killed when Ray's C++ has connected to it, and waits for its answer.
+LOST_IN_THE_JOIN = """
+import pathlib, subprocess, sys, time
+import psutil
+from sweep.execution import ray_cluster
+from sweep.run import command
+
+name, sweep_yaml = sys.argv[1], pathlib.Path(sys.argv[2])
+del sys.argv[1:3]
+join = ray_cluster.ray._raylet.CoreWorker
+
+def lose(*arguments, **options):
+    while not sweep_yaml.exists():
+        time.sleep(0.01)
+    (lost,) = [child for child in psutil.Process().children() if child.name() == name]
+    lost.suspend()
+    subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {lost.pid}"])
+    return join(*arguments, **options)
+
+ray_cluster.ray._raylet.CoreWorker = lose
+sys.exit(command())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_sweep_that_loses_ray_while_rays_own_code_joins_it_says_how_to_go_on_and_goes_on(
+    arguments: Callable[..., list[str]], temporary: Path, tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "r"
+    few = arguments("r", training__epochs=2, search__trials=2, search__early_stopping="none")
+    sweep = Sweep(*few, program=["-c", LOST_IN_THE_JOIN, name, str(root / "sweep.yaml")])
+    wait_for(lambda: own(sweep, name) or sweep.process.poll() is not None)
+    family = sweep.family()
+    assert f"Ray's own process {name} has ended" in assert_interrupted(sweep, family)
+    assert list(temporary.iterdir()) == []
+    code, printed = resume(root, "--quiet")
+    assert code == 0, printed
+    assert {row["state"] for row in leaderboard(root)} == {"completed"}
+    assert_curves_without_scars(root)
 
 
 @pytest.mark.slow

@@ -26,6 +26,18 @@ print(callable(worker.listen_error_messages) and "target=listen_error_messages" 
 from ray.tune.execution import class_cache
 print(bool(class_cache.DEFAULT_ENV_VARS) and bool(class_cache.ENV_VARS_TO_PROPAGATE))
 """,
+    "C++ joins by one function and ends the process by a few": """
+import ctypes, threading
+from ray import _raylet
+from sweep.execution import ray_compat, ray_exits
+places, told = ray_exits._entries(_raylet.__file__), threading.Event()
+before = {name: ctypes.c_uint64.from_address(place).value for name, place in places.items()}
+ray_compat.keep_from_exiting(told.set)
+after = {name: ctypes.c_uint64.from_address(place).value for name, place in places.items()}
+end = ctypes.CFUNCTYPE(None, ctypes.c_int)(after[b"_Exit"])
+threading.Thread(target=end, args=[1], daemon=True).start()
+print(told.wait(60) and {ray_exits._JOIN, b"_Exit"} <= {name for name in places if after[name] != before[name]})
+""",
 }
 
 

@@ -54,6 +54,26 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     )
 
 
+MUTED = """
+import os, sys
+from model.system.streams import forgiving_streams, mute_libraries
+
+@forgiving_streams()
+def main():
+    for loud in (mute_libraries(), lambda: None):
+        print("Python", file=sys.stderr)
+        os.write(2, b"C\\n")
+        loud()
+
+main()
+"""
+
+
+def test_libraries_are_muted_and_python_is_not() -> None:
+    done = subprocess.run([sys.executable, "-c", MUTED], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["Python", "Python", "C"]
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -4,7 +4,7 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -31,6 +31,30 @@ def forgiving_streams() -> Iterator[None]:
             stream.finish()
             if getattr(sys, name) is stream:  # another thread may have replaced it meanwhile
                 setattr(sys, name, before[name])
+
+
+def mute_libraries() -> Callable[[], None]:
+    """Discards what C and C++ libraries print to stderr: points file descriptor 2 at /dev/null. Until the function that
+    it returns is called, `sys.stderr` writes to a duplicate of the old descriptor."""
+    before = sys.stderr
+    try:
+        if before.fileno() != 2:  # a program that has replaced sys.stderr decides about its descriptors itself
+            return lambda: None
+        before.flush()
+        kept = os.dup(2)
+    except _UNABLE:
+        return lambda: None
+    duplicate = _Forgiving(os.fdopen(kept, "w", buffering=1, encoding=before.encoding))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    sys.stderr = duplicate
+
+    def restore() -> None:
+        os.dup2(kept, 2)
+        if sys.stderr is duplicate:
+            sys.stderr = before
+
+    return restore
 
 
 class _Forgiving(io.TextIOBase):

@@ -11,7 +11,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from model.system.streams import mute_libraries
 from sweep.config import ConfigError
 from sweep.execution import interrupts, ray_compat
 
@@ -60,7 +60,9 @@ class RayCluster(ABC):
         self._up: Future[None] = Future()
         self._over = threading.Event()
         self._lost: str | None = None
-        self._muted = False
+        self._gave_up = threading.Event()  # set when Ray's C++ wanted to end the process
+        self._muting = threading.Lock()
+        self._unmute: Callable[[], None] | None = None
         self._starting, self._watched, self._giving_up = True, False, threading.Lock()
         with ExitStack() as closing:
             self._terminated = closing.enter_context(_signals_taken_by_a_thread())
@@ -86,7 +88,9 @@ class RayCluster(ABC):
     def lost(self) -> str | None:
         """A sentence that says which essential part of Ray has ended, or None. After `stop()` it keeps its last value,
         because then all processes of a cluster of our own end."""
-        return self._lost if self._over.is_set() else self._ended_part()
+        if self._over.is_set():
+            return self._lost
+        return self._ended_part() or ("Ray has lost one of its processes" if self._gave_up.is_set() else None)
 
     def has_lost(self, node_id: str | None) -> bool:
         """Whether a node other than this machine has ended. Ray itself notices the loss of a process at once, but that
@@ -156,17 +160,17 @@ class RayCluster(ABC):
             raise RayLost(lost)
 
     def _mute(self) -> None:
-        """Discards what Ray's C++ prints about its lost processes: points file descriptor 2, to which C++ writes, at
-        /dev/null, and moves `sys.stderr` to a duplicate of the old descriptor."""
-        stream = sys.stderr
-        if self._muted or stream is not sys.__stderr__ or stream is None:
-            return
-        self._muted = True
-        with suppress(OSError):
-            stream.flush()
-            sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
+        """Discards what Ray's C++ prints: about its lost processes, of which the sweep tells in a sentence."""
+        with self._muting:
+            if self._unmute is None:
+                self._unmute = mute_libraries()
+
+    def _hear(self) -> None:
+        """Lets Ray's C++ print again."""
+        with self._muting:
+            if self._unmute is not None:
+                self._unmute()
+                self._unmute = None
 
     def _interrupt(self, number: int, frame: object) -> None:
         if self._starting or self._watched:
@@ -196,11 +200,15 @@ class RayCluster(ABC):
 
     def _live(self) -> None:
         ray_compat.silence_error_thread()
+        ray_compat.keep_from_exiting(self._gave_up.set)
+        self._mute()
         try:
             self._connect()
             self._up.set_result(None)
         except BaseException as error:
             self._up.set_exception(error)
+        if self.lost is None:
+            self._hear()
         self._over.wait()
         if self.lost is None:
             ray.shutdown()

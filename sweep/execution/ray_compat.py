@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sweep.execution import ray_exits
+
 ENVIRONMENT = {
     # Turns off Ray's progress tables on the terminal and its usage statistics.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -92,6 +94,13 @@ def silence_error_thread() -> None:
     from ray._private import worker
 
     worker.listen_error_messages = lambda *arguments, **options: None
+
+
+def keep_from_exiting(tell: Callable[[], None]) -> None:
+    """Makes Ray's C++ call `tell` where it would end this process, as when it loses its raylet while it joins it."""
+    from ray import _raylet
+
+    ray_exits.redirect(_raylet.__file__, tell)
 
 
 def share_workers() -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from model.config.format import FORMAT
@@ -81,14 +81,14 @@ class Search:
         self._live: dict[int, optuna.Trial] = {}
         self._again: list[int] = []  # trials to resume or retry next
         self._alone: list[int] = []  # trials that ran out of memory: retried when no other trial runs
-        storage: RDBStorage | None = None
+        self._storage: BaseStorage = InMemoryStorage()
         if database is not None:
-            storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
+            self._storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
         with study_file.readable(database) if database else nullcontext():
-            if storage is not None and retry_failed:
-                self._reopen_failed(storage)
+            if isinstance(self._storage, RDBStorage) and retry_failed:
+                self._reopen_failed(self._storage)
             self._study = optuna.create_study(
-                storage=storage,
+                storage=self._storage,
                 study_name="sweep",
                 sampler=RandomSampler(),  # never used: trials are added with their values
                 pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
@@ -109,15 +109,20 @@ class Search:
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
         """Resets the failed trials of the study to unfinished ones without any epoch."""
-        study_id = storage.get_study_id_from_name("sweep")
-        for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
+        for trial in storage.get_all_trials(storage.get_study_id_from_name("sweep"), states=(TrialState.FAIL,)):
             record = record_of(trial)
             if record.state == "failed":
-                study_file.reopen(storage, trial._trial_id)
+                trial_id = self._id_of(trial.number)
+                study_file.reopen(storage, trial_id)
                 new = TrialRecord(
                     record.number, record.name, record.values, "interrupted", replicate_of=record.replicate_of
                 )
-                storage.set_trial_user_attr(trial._trial_id, "record", asdict(new))
+                storage.set_trial_user_attr(trial_id, "record", asdict(new))
+
+    def _id_of(self, number: int) -> int:
+        """The key of a trial in Optuna's storage."""
+        study_id = self._storage.get_study_id_from_name("sweep")
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     def _require_same_config(self, config: SweepConfig, database: Path | None) -> None:
         """Stores the config in a new study. Raises ConfigError if an existing study was made with another config, apart
@@ -260,9 +265,8 @@ class Search:
     def _started(self, number: int) -> TrialRecord | None:
         """Marks the trial as running and returns its record. None if its record already had a final state: the search
         was interrupted before it could tell Optuna, which is done now."""
-        frozen = self._study.get_trials(deepcopy=False)[number]
-        record = record_of(frozen)
-        self._live[number] = optuna.Trial(self._study, frozen._trial_id)
+        record = record_of(self._study.get_trials(deepcopy=False)[number])
+        self._live[number] = optuna.Trial(self._study, self._id_of(number))
         if record.state in _FINAL_STATES:
             self._end(record)
             return None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.plugin_hparams_pb2 import SessionEndInfo, SessionStartInfo
-from torch.utils.tensorboard._pytorch_graph import graph
+from torch.utils.tensorboard._pytorch_graph import graph  # torch's public `add_graph` writes a file of its own
 
 from model.config import ImageSection, NetworkConfig, TrialConfig
 from model.network.crnn import CRNN
@@ -72,7 +72,7 @@ class TrialWriter:
         self._run.hparams("session_start_info", session_start_info=start)
         self._run.add_text("config", "```yaml\n" + yaml + "```")
         try:
-            self._run._get_file_writer().add_graph(_graph(config.image, config.network))
+            self._run.graph(_graph(config.image, config.network))
         except Exception as error:  # torch's tracing may fail in many ways, none of which should end a trial
             self._run.add_text("graph", f"The graph could not be drawn: {error}")
 

@@ -16,13 +16,19 @@ from sweep.tensorboard.event_file import EventFile
 
 
 class _FileWriter(FileWriter):
+    """tensorboardX's FileWriter without the thread that its `__init__` starts, which is not called."""
+
     def __init__(self, file: EventFile) -> None:
         self.event_writer = file
         self._default_metadata: dict[str, Any] = {}
 
 
 class Writer(SummaryWriter):
-    """tensorboardX's SummaryWriter, which writes to an EventFile instead of its own queue."""
+    """tensorboardX's SummaryWriter, which writes to an EventFile instead of its own queue.
+
+    tensorboardX has no public way to set the file, so this overrides `_get_file_writer`, through which all of its
+    methods write.
+    """
 
     file_writer: FileWriter | None
     all_writers: dict[str, FileWriter] | None
@@ -50,6 +56,10 @@ class Writer(SummaryWriter):
         height, width, _ = picture.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=packed.getvalue())
         self._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def graph(self, drawn: tuple[Any, Any]) -> None:
+        """Writes a network's GraphDef and StepStats."""
+        self._get_file_writer().add_graph(drawn)
 
     def hparams(self, tag: str, **content: Any) -> None:
         """Writes one of the three summaries that the HParams plugin reads: experiment, session start or session end."""
