@@ -8,7 +8,7 @@ Therefore an interrupted search draws the same trials after a resume as it would
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.storages import RDBStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from model.config.format import FORMAT
@@ -24,10 +24,11 @@ from model.system.seeds import derive
 from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plain, walk
 from sweep.config.changes import CHANGEABLE, fixed_changes
 from sweep.search import study_file
-from sweep.search.early_stopping import PRUNERS, is_spared
+from sweep.search.early_stopping import PRUNERS, Rungs, is_spared
 from sweep.search.points import Point, at_random, identity, size, suggest, untried
 from sweep.search.records import State, TrialRecord, record_of, trial_name
-from sweep.search.samplers import SAMPLERS, trial_count
+from sweep.search.samplers import SAMPLERS, Observed, trial_count
+from sweep.search.storage import Draft, WrittenThrough
 from sweep.search.study_file import StudyError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -79,6 +80,11 @@ class Search:
         self.records: dict[int, TrialRecord] = {}
         self.halted: str | None = None  # the reason why no trial may continue
         self._live: dict[int, optuna.Trial] = {}
+        self._rungs, self._observed = Rungs(), Observed()
+        self._tried: set[Hashable] = set()  # the identities of the searched trials' values
+        self._unended: set[int] = set()  # the searched trials that have not ended
+        self._replicates: dict[str, list[int]] = {}  # a trial's name → the numbers of its replicates
+        self._confirmable: list[TrialRecord] | None = None  # see `_top`; None if a searched trial has changed since
         self._again: list[int] = []  # trials to resume or retry next
         self._alone: list[int] = []  # trials that ran out of memory: retried when no other trial runs
         storage: RDBStorage | None = None
@@ -88,10 +94,10 @@ class Search:
             if storage is not None and retry_failed:
                 self._reopen_failed(storage)
             self._study = optuna.create_study(
-                storage=storage,
+                storage=InMemoryStorage() if storage is None else WrittenThrough(storage),
                 study_name="sweep",
                 sampler=RandomSampler(),  # never used: trials are added with their values
-                pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
+                pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping, self._rungs),
                 direction="minimize",
                 load_if_exists=True,
             )
@@ -101,10 +107,13 @@ class Search:
                 config.with_values(record.values)
                 if record.number != trial.number:
                     raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
-                self.records[trial.number] = record
+                self._remember(record)
+                for epoch, value in trial.intermediate_values.items():
+                    self._rungs.add(epoch, value)
+                self._observed.add(trial)
                 if not trial.state.is_finished():
                     self._again.append(trial.number)
-        self.trials = max(trial_count(config.search), len(self._searched))
+        self.trials = max(trial_count(config.search), self._searched)
         self._given = [completed(config.search.space, point) for point in config.search.points]
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
@@ -150,7 +159,7 @@ class Search:
             return None
         if self._again:
             return self._started(self._again.pop(0)) or self.ask()
-        if len(self._searched) < self.trials:
+        if self._searched < self.trials:
             return self._added(self._drawn())
         if self._alone and not self._live:
             return self._started(self._alone.pop(0))
@@ -172,34 +181,40 @@ class Search:
     @property
     def _missing(self) -> bool:
         """Whether trials or replicates are left that have never been given out."""
-        return len(self._searched) < self.trials or self._unconfirmed is not None
+        return self._searched < self.trials or self._unconfirmed is not None
 
     @property
-    def _searched(self) -> list[TrialRecord]:
-        return [record for record in self.records.values() if record.replicate_of is None]
+    def _searched(self) -> int:
+        """The number of trials so far, without replicates."""
+        return len(self.records) - sum(map(len, self._replicates.values()))
 
     @property
     def _top(self) -> list[TrialRecord]:
-        """The trials to confirm with replicates, best first; empty until all searched trials have ended.
+        """The trials to confirm with replicates, best first; empty until all searched trials have ended."""
+        if self.confirm is None or self._searched < self.trials or self._unended:
+            return []
+        if self._confirmable is None:
+            self._confirmable = self._best_distinct(self.confirm.top)
+        return self._confirmable
+
+    def _best_distinct(self, most: int) -> list[TrialRecord]:
+        """The best searched trials, at most `most`.
 
         Stopped trials rank after completed ones, because longer training might have improved their scores. Trials whose
         values are nearly those of a better one rank last: replicates of both would add little information.
         """
-        searched = self._searched
-        ended = len(searched) == self.trials and all(record.state in _FINAL_STATES for record in searched)
-        if self.confirm is None or not ended:
-            return []
-        scored = [record for record in searched if record.best_epoch is not None]
+        scored = [r for r in self.records.values() if r.replicate_of is None and r.best_epoch is not None]
         scored.sort(key=lambda record: (record.state != "completed", record.score(self.config.metric), record.number))
-        distinct: list[TrialRecord] = []
+        distinct, rest = list[TrialRecord](), list[TrialRecord]()
         for record in scored:
-            if not any(nearly_same(self.config.space, record.values, other.values) for other in distinct):
-                distinct.append(record)
-        rest = [record for record in scored if record not in distinct]
-        return [*distinct, *rest][: self.confirm.top]
+            if len(distinct) == most:
+                break
+            near = any(nearly_same(self.config.space, record.values, other.values) for other in distinct)
+            (rest if near else distinct).append(record)
+        return [*distinct, *rest][:most]
 
     def replicates(self, record: TrialRecord) -> list[TrialRecord]:
-        return [other for other in self.records.values() if other.replicate_of == record.name]
+        return [self.records[number] for number in self._replicates.get(record.name, [])]
 
     @property
     def _unconfirmed(self) -> TrialRecord | None:
@@ -211,13 +226,14 @@ class Search:
 
     def _replicate(self, record: TrialRecord) -> FrozenTrial:
         """A replicate of the trial: the same values with a training seed that no trial or replicate has had."""
-        relatives = [*self._searched, *self.replicates(record)]
+        searched = [other for other in self.records.values() if other.replicate_of is None]
+        relatives = [*searched, *self.replicates(record)]
         known = {relative.values.get("training.seed", self._seed) for relative in relatives}
         seeds = (derive(self._seed, index) for index in itertools.count(1))
         seed = next(seed for seed in seeds if seed not in known)
         number, values = len(self.records), {**record.values, "training.seed": seed}
         new = TrialRecord(number, trial_name(number, values), values, replicate_of=record.name)
-        original = self._study.get_trials(deepcopy=False)[record.number]
+        original = self._frozen(record.number)
         return optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=original.params,
@@ -228,8 +244,7 @@ class Search:
     def _drawn(self) -> FrozenTrial:
         """A new trial with its values and its record. No point of a finite space is tried twice: if the sampler repeats
         one, a random untried point replaces it."""
-        searched, space = self._searched, self.config.space
-        index, tried = len(searched), {identity(record.values) for record in searched}
+        index, space, tried = self._searched, self.config.space, self._tried
         if index < len(self._given):
             values, trial = self._suggested(index, self._given[index])
         elif self.config.searcher == "grid":  # of the grid's points, index - len(given) have been tried already
@@ -241,16 +256,20 @@ class Search:
             values, trial = self._suggested(index, untried(space, tried, order))
         number = len(self.records)
         trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
-        return trial.study.get_trials(deepcopy=False)[number]
+        return trial.study.get_trials(deepcopy=False)[-1]
 
     def _suggested(self, index: int, fixed: Point) -> tuple[Point, optuna.Trial]:
-        """The `fixed` values completed by the sampler, and their trial in an in-memory copy of the study. The real
-        study gets the trial only with all its values."""
-        copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, index))
-        copy.add_trials(self._study.get_trials(deepcopy=False))
+        """The `fixed` values completed by the sampler, and their trial in a draft of the study. The real study gets the
+        trial only with all its values."""
+        earlier: Sequence[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        if self.config.searcher == "tpe":
+            earlier = self._observed.among(earlier, self._unfinished)
+        draft = optuna.create_study(
+            storage=Draft(earlier, len(self.records)), sampler=SAMPLERS[self.config.searcher](self.config, index)
+        )
         if fixed:
-            copy.enqueue_trial({path: plain(value) for path, value in fixed.items()})
-        trial = copy.ask()
+            draft.enqueue_trial({path: plain(value) for path, value in fixed.items()})
+        trial = draft.ask()
         return suggest(trial, self.config.space), trial
 
     def _added(self, trial: FrozenTrial) -> TrialRecord | None:
@@ -260,7 +279,7 @@ class Search:
     def _started(self, number: int) -> TrialRecord | None:
         """Marks the trial as running and returns its record. None if its record already had a final state: the search
         was interrupted before it could tell Optuna, which is done now."""
-        frozen = self._study.get_trials(deepcopy=False)[number]
+        frozen = self._frozen(number)
         record = record_of(frozen)
         self._live[number] = optuna.Trial(self._study, frozen._trial_id)
         if record.state in _FINAL_STATES:
@@ -271,6 +290,9 @@ class Search:
         for listener in self.listeners:
             listener.started(record)
         return record
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
         """Takes the result of `Trial.step` and returns whether the trial should continue. Early stopping compares
@@ -287,8 +309,9 @@ class Search:
         record = replace(before, **known)
         if record.epochs > before.epochs:
             if record.replicate_of is None and result.get("rung_score") is not None:
-                if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
+                if record.epochs not in self._frozen(number).intermediate_values:
                     trial.report(result["rung_score"], record.epochs)
+                    self._rungs.add(record.epochs, result["rung_score"])
                 if state == "running" and trial.should_prune() and not is_spared(record, self._sweep):
                     record = replace(record, state="stopped")
         elif state == "running":  # it repeats epochs that were reported before, because its checkpoints were lost
@@ -329,7 +352,7 @@ class Search:
             record = replace(self.records[number], state="interrupted")
             with suppress(StudyError):  # reported when it first occurred; the study still has the trial as RUNNING
                 self._keep(record)
-            self.records[number] = record
+            self._remember(record)
             self._let_go(record)
         self._again.clear()
         self._alone.clear()
@@ -381,7 +404,18 @@ class Search:
         """Stores the record in one write, so that after a crash the study has all of an epoch or nothing of it."""
         if record.number in self._live:
             self._live[record.number].set_user_attr("record", asdict(record))
+        self._remember(record)
+
+    def _remember(self, record: TrialRecord) -> None:
+        known = record.number in self.records
         self.records[record.number] = record
+        if record.replicate_of is not None:
+            if not known:
+                self._replicates.setdefault(record.replicate_of, []).append(record.number)
+            return
+        self._confirmable = None
+        self._tried.add(identity(record.values))
+        (self._unended.discard if record.state in _FINAL_STATES else self._unended.add)(record.number)
 
     def _release(self, record: TrialRecord) -> None:
         self._keep(record)
@@ -395,10 +429,11 @@ class Search:
     def _end(self, record: TrialRecord) -> None:
         """Ends the trial in the study. Its record, written before, already has the final state."""
         trial = self._live.pop(record.number)
-        self.records[record.number] = record
+        self._remember(record)
         final = _FINAL_STATES[record.state]
         value = record.score(self.config.metric) if final == TrialState.COMPLETE else None
         self._study.tell(trial, value, state=final)
+        self._observed.add(self._frozen(record.number))
         for listener in self.listeners:
             listener.ended(record)
 
