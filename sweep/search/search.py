@@ -25,7 +25,7 @@ from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plai
 from sweep.config.changes import CHANGEABLE, fixed_changes
 from sweep.search import study_file
 from sweep.search.early_stopping import PRUNERS, Rungs, is_spared
-from sweep.search.points import Point, at_random, identity, size, suggest, untried
+from sweep.search.points import Point, at_random, identity, lies_in, size, suggest, untried
 from sweep.search.records import State, TrialRecord, record_of, trial_name
 from sweep.search.samplers import SAMPLERS, Observed, trial_count
 from sweep.search.storage import Draft, WrittenThrough
@@ -104,7 +104,8 @@ class Search:
             self._require_same_config(config, database)
             for trial in self._study.get_trials(deepcopy=False):
                 record = record_of(trial)
-                config.with_values(record.values)
+                if not lies_in(config.search.space, record.values):  # as a replicate's, or damaged
+                    config.with_values(record.values)
                 if record.number != trial.number:
                     raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
                 self._remember(record)

@@ -16,6 +16,7 @@ from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
 from sweep.search.records import TrialRecord
 from sweep.search.search import Search
+from sweep.verdict.leaderboard import SHOWN
 from sweep.verdict.misreadings import Misreadings
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.wording.formatting import percent, span
@@ -93,10 +94,10 @@ class Verdict:
         return decoded.numpy(), ~ctc.exact_matches(decoded, torch.from_numpy(pool.labels)).numpy()
 
     def _readings(self) -> list[Reading]:
-        """The readings of the validation images, best trial first, of the trials whose best.pt exists."""
+        """The readings of the validation images, best trial first, of the shown trials whose best.pt exists."""
         if self.pool is None:
             return []
-        read = [(record, self._read(record, "readings", self.pool)) for record in self.scored]
+        read = [(record, self._read(record, "readings", self.pool)) for record in self.scored[:SHOWN]]
         found = [(record, *both) for record, both in read if both is not None]
         p_values = holm([p_value(found[0][2], wrong) for _, _, wrong in found[1:]])
         return [Reading(*what, p) for what, p in zip(found, [None, *p_values], strict=False)]
