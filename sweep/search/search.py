@@ -281,13 +281,13 @@ class Search:
         """Marks the trial as running and returns its record. None if its record already had a final state: the search
         was interrupted before it could tell Optuna, which is done now."""
         frozen = self._frozen(number)
-        record = record_of(frozen)
+        record = stored = record_of(frozen)
         self._live[number] = optuna.Trial(self._study, frozen._trial_id)
         if record.state in _FINAL_STATES:
             self._end(record)
             return None
         record = replace(record, state="running", error=None)
-        self._keep(record)
+        (self._remember if record == stored else self._keep)(record)
         for listener in self.listeners:
             listener.started(record)
         return record
