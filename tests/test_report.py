@@ -19,7 +19,9 @@ from sweep.config import Parameter, load
 from sweep.config.workplace import Workplace
 from sweep.report import main
 from sweep.search.search import Search
+from sweep.verdict import leaderboard as leaderboard_table
 from sweep.verdict import over_rate
+from sweep.verdict import page as page_module
 from sweep.verdict.comparison import Comparison
 from sweep.verdict.misreadings import confusions
 from sweep.verdict.page import Page
@@ -159,6 +161,24 @@ def test_the_page_names_every_trial_and_asks_nothing_of_the_network(root: Path) 
     ):
         assert title in own
     assert own.count("data:image/png;base64,") == len(page(root).worst()) > 0
+
+
+def test_a_large_sweep_is_shown_by_its_best_trials_and_counted_whole(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (leaderboard_table, page_module):
+        monkeypatch.setattr(module, "SHOWN", 2)
+    made = page(root)
+    every, sentence = made.verdict.ranked, leaderboard_table.left_out(len(made.verdict.ranked))
+    assert len(every) > 2
+    assert sentence == f"The best 2 of {len(every)} trials; leaderboard.csv has all."
+    assert [row["name"] for row in made.rows()] == [record.name for record in every[:2]]
+    counted = dict(made.facts())["trials"]
+    assert sum(int(part.split()[0]) for part in counted.split(", ")) == len(every)
+    assert made.wall > 0
+    text = leaderboard_table.as_markdown(*leaderboard_table.table(every, made.config.search.space))
+    assert text.endswith(f"\n\n{sentence}")
+    assert text.count("\n| ") == 3  # the line beneath the header, and two trials
 
 
 def test_the_readings_that_are_compared_are_those_that_were_scored(root: Path) -> None:

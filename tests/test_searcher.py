@@ -62,8 +62,8 @@ def test_lost_nodes_are_counted_apart_from_a_trials_own_failures(tmp_path: Path)
     assert (search.records[0].failures, search.records[0].node_losses) == (1, 2)
 
 
-def test_the_work_for_a_trial_does_not_grow_with_the_trials_before_it(tmp_path: Path) -> None:
-    trials, calls, after = 90, 0, list[int]()
+def test_the_work_for_a_trial_does_not_grow_with_the_trials_before_it() -> None:
+    trials, calls, after = 300, 0, list[int]()
 
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls
@@ -71,7 +71,7 @@ def test_the_work_for_a_trial_does_not_grow_with_the_trials_before_it(tmp_path: 
 
     settings = {"search__searcher": "random", "search__trials": trials, "training__epochs": 2}
     stopping = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
-    search = Search(config(**settings, search__early_stopping=stopping), tmp_path / "study.db")
+    search = Search(config(**settings, search__early_stopping=stopping), None)
     while (record := search.ask()) is not None:
         sys.setprofile(count if record.number in (*range(10, 30), *range(trials - 20, trials)) else None)
         for epoch in (1, 2):  # all pass the rung, so that each trial has the same to do
@@ -82,7 +82,7 @@ def test_the_work_for_a_trial_does_not_grow_with_the_trials_before_it(tmp_path: 
     sys.setprofile(None)
     first, last = after[28] - after[10], after[-2] - after[trials - 20]
     assert first > 0
-    assert last < 1.05 * first
+    assert last < 1.02 * first
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe", "cmaes"])
