@@ -1,8 +1,9 @@
 """The search: an Optuna study with an ask-and-tell interface that suggests trials and stops them early.
 
 The study is in the sweep's SQLite file, so everything that the searcher and early stopping know is on disk after each
-epoch. Each trial gets a new sampler, seeded by its number, and enters the study with all its values in one write.
-Therefore an interrupted search draws the same trials after a resume as it would have without the interruption.
+epoch. Each trial gets a new sampler, seeded by its number, and enters the study with all its values in one write; each
+report is one more, with the decision that follows from it. Therefore an interrupted search draws the same trials after
+a resume as it would have without the interruption.
 """
 
 import itertools
@@ -10,20 +11,21 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from model.config.format import FORMAT
 from model.system.seeds import derive
 from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plain, walk
 from sweep.config.changes import CHANGEABLE, fixed_changes
-from sweep.search import study_file
+from sweep.search import study_file, study_tables
 from sweep.search.early_stopping import PRUNERS, Rungs, is_spared
 from sweep.search.points import Point, at_random, identity, lies_in, size, suggest, untried
 from sweep.search.records import State, TrialRecord, record_of, trial_name
@@ -79,7 +81,7 @@ class Search:
         self.epochs, self._seed = config.training.epochs, config.training.seed
         self.records: dict[int, TrialRecord] = {}
         self.halted: str | None = None  # the reason why no trial may continue
-        self._live: dict[int, optuna.Trial] = {}
+        self._live: dict[int, None] = {}  # the numbers of the running trials, in the order of their starts
         self._rungs, self._observed = Rungs(), Observed()
         self._tried: set[Hashable] = set()  # the identities of the searched trials' values
         self._unended: set[int] = set()  # the searched trials that have not ended
@@ -93,8 +95,9 @@ class Search:
         with study_file.readable(database) if database else nullcontext():
             if storage is not None and retry_failed:
                 self._reopen_failed(storage)
+            self._storage = WrittenThrough(storage)
             self._study = optuna.create_study(
-                storage=InMemoryStorage() if storage is None else WrittenThrough(storage),
+                storage=self._storage,
                 study_name="sweep",
                 sampler=RandomSampler(),  # never used: trials are added with their values
                 pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping, self._rungs),
@@ -123,7 +126,7 @@ class Search:
         for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
             record = record_of(trial)
             if record.state == "failed":
-                study_file.reopen(storage, trial._trial_id)
+                study_tables.reopen(storage, trial._trial_id)
                 new = TrialRecord(
                     record.number, record.name, record.values, "interrupted", replicate_of=record.replicate_of
                 )
@@ -282,9 +285,10 @@ class Search:
         was interrupted before it could tell Optuna, which is done now."""
         frozen = self._frozen(number)
         record = stored = record_of(frozen)
-        self._live[number] = optuna.Trial(self._study, frozen._trial_id)
+        self._live[number] = None
         if record.state in _FINAL_STATES:
-            self._end(record)
+            self._keep(record)
+            self._tell_end(record)
             return None
         record = replace(record, state="running", error=None)
         (self._remember if record == stored else self._keep)(record)
@@ -293,12 +297,12 @@ class Search:
         return record
 
     def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        return self._storage.get_trial(number)
 
     def report(self, number: int, result: dict[str, Any]) -> bool:
         """Takes the result of `Trial.step` and returns whether the trial should continue. Early stopping compares
         `rung_score`, if the result has one."""
-        trial, before = self._live[number], self.records[number]
+        before, intermediate = self.records[number], dict[int, float]()
         state: State = result["state"]
         if state == "interrupted":
             self.halt(number, result["error"])
@@ -310,18 +314,21 @@ class Search:
         record = replace(before, **known)
         if record.epochs > before.epochs:
             if record.replicate_of is None and result.get("rung_score") is not None:
-                if record.epochs not in self._frozen(number).intermediate_values:
-                    trial.report(result["rung_score"], record.epochs)
-                    self._rungs.add(record.epochs, result["rung_score"])
-                if state == "running" and trial.should_prune() and not is_spared(record, self._sweep):
+                trial = copy(self._frozen(number))
+                if record.epochs not in trial.intermediate_values:
+                    intermediate = {record.epochs: float(result["rung_score"])}
+                    trial.intermediate_values = trial.intermediate_values | intermediate
+                    self._rungs.add(record.epochs, intermediate[record.epochs])
+                prune = self._study.pruner.prune
+                if state == "running" and prune(self._study, trial) and not is_spared(record, self._sweep):
                     record = replace(record, state="stopped")
         elif state == "running":  # it repeats epochs that were reported before, because its checkpoints were lost
             record = replace(before, note=record.note)
-        self._keep(record)
+        self._keep(record, intermediate)
         for listener in self.listeners:
             listener.reported(record)
         if record.state != "running":
-            self._end(record)
+            self._tell_end(record)
         return record.state == "running" and not self.halted
 
     def fail(self, number: int, error: str, out_of_memory: bool = False, node_lost: bool = False) -> None:
@@ -336,8 +343,9 @@ class Search:
             self._release(replace(record, failures=failures, node_losses=losses))
             (self._alone if out_of_memory else self._again).append(number)
         else:
-            self._keep(replace(record, state="failed"))
-            self._end(self.records[number])
+            record = replace(record, state="failed")
+            self._keep(record)
+            self._tell_end(record)
 
     def halt(self, number: int, reason: str) -> None:
         """Stops the search because a trial met a fault that would hit all others too, such as a full disk. All
@@ -401,11 +409,29 @@ class Search:
         ranked = [record for record in self.ranked() if record.best_epoch is not None]
         return ranked[0] if ranked else None
 
-    def _keep(self, record: TrialRecord) -> None:
-        """Stores the record in one write, so that after a crash the study has all of an epoch or nothing of it."""
-        if record.number in self._live:
-            self._live[record.number].set_user_attr("record", asdict(record))
+    def _keep(self, record: TrialRecord, intermediate: Mapping[int, float] | None = None) -> None:
+        """Stores the record, new `intermediate` values, and the end of the trial if its state is final, all in one
+        write: after a crash the study has all of an epoch or nothing of it."""
+        number, intermediate = record.number, intermediate or {}
+        if number in self._live:
+            ended = _FINAL_STATES.get(record.state)
+            values = self._frozen(number).intermediate_values | intermediate
+            end = None if ended is None else (ended, self._final_value(record, values))
+            self._storage.change(number, {"record": asdict(record)}, intermediate, end)
+            if ended is not None:
+                del self._live[number]
+                self._observed.add(self._frozen(number))
         self._remember(record)
+
+    def _final_value(self, record: TrialRecord, intermediate: Mapping[int, float]) -> float | None:
+        """The value of an ended trial in the study. That of a stopped one is its last intermediate value, as in all of
+        Optuna."""
+        if record.state == "completed":
+            return record.score(self.config.metric)
+        if record.state == "stopped" and intermediate:
+            last = intermediate[max(intermediate)]
+            return None if math.isnan(last) else last
+        return None
 
     def _remember(self, record: TrialRecord) -> None:
         known = record.number in self.records
@@ -427,14 +453,7 @@ class Search:
         for listener in self.listeners:
             listener.released(record)
 
-    def _end(self, record: TrialRecord) -> None:
-        """Ends the trial in the study. Its record, written before, already has the final state."""
-        trial = self._live.pop(record.number)
-        self._remember(record)
-        final = _FINAL_STATES[record.state]
-        value = record.score(self.config.metric) if final == TrialState.COMPLETE else None
-        self._study.tell(trial, value, state=final)
-        self._observed.add(self._frozen(record.number))
+    def _tell_end(self, record: TrialRecord) -> None:
         for listener in self.listeners:
             listener.ended(record)
 

@@ -4,56 +4,70 @@ Optuna's own storage of a database asks the database again for each question, an
 study's trials copies them deeply. Both would cost more with each trial of a sweep.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from sweep.search import study_tables
 
 
 class WrittenThrough(InMemoryStorage):
     """Keeps the one study of `file` in memory: each change is written to the file first, and only memory is read.
-    Nobody else may change the file meanwhile."""
+    Nobody else may change the file meanwhile. A trial is changed by `change` alone. Without a file it is a plain
+    storage in memory."""
 
-    def __init__(self, file: BaseStorage) -> None:
+    def __init__(self, file: RDBStorage | None) -> None:
         super().__init__()
         self._file = file
         self._study = -1  # these are the file's ids: of the study,
         self._trials: list[int] = []  # and of its trials by their ids in memory, which are their numbers
-        for study in file.get_all_studies():
+        for study in file.get_all_studies() if file is not None else ():
             self._study = study._study_id
             known = super().create_new_study(study.directions, study.study_name)
             for key, value in study.user_attrs.items():
                 super().set_study_user_attr(known, key, value)
-            for trial in file.get_all_trials(self._study, deepcopy=False):
+            for trial in file.get_all_trials(self._study, deepcopy=False) if file is not None else ():
                 self._trials.append(trial._trial_id)
                 super().create_new_trial(known, trial)
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        if self._study < 0:
+        if self._file is not None:
             self._study = self._file.create_new_study(directions, study_name)
         return super().create_new_study(directions, study_name)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._file.set_study_user_attr(self._study, key, value)
+        if self._file is not None:
+            self._file.set_study_user_attr(self._study, key, value)
         super().set_study_user_attr(study_id, key, value)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        self._trials.append(self._file.create_new_trial(self._study, template_trial))
+        if self._file is not None:
+            assert template_trial is not None
+            self._trials.append(study_tables.add(self._file, self._study, len(self._trials), template_trial))
         return super().create_new_trial(study_id, template_trial)
 
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        self._file.set_trial_state_values(self._trials[trial_id], state, values)
-        return super().set_trial_state_values(trial_id, state, values)
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._file.set_trial_intermediate_value(self._trials[trial_id], step, intermediate_value)
-        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._file.set_trial_user_attr(self._trials[trial_id], key, value)
-        super().set_trial_user_attr(trial_id, key, value)
+    def change(
+        self,
+        number: int,
+        attributes: Mapping[str, Any],
+        intermediate: Mapping[int, float] | None = None,
+        end: tuple[TrialState, float | None] | None = None,
+    ) -> None:
+        """Sets a trial's user attributes, adds `intermediate` values by epoch, and ends the trial with the state and
+        value `end`: all in one write, so that after a crash the file has all of it or nothing."""
+        intermediate = intermediate or {}
+        if self._file is not None:
+            study_tables.change(self._file, self._trials[number], attributes, intermediate, end)
+        for key, value in attributes.items():
+            self.set_trial_user_attr(number, key, value)
+        for epoch, score in intermediate.items():
+            self.set_trial_intermediate_value(number, epoch, score)
+        if end is not None:
+            state, result = end
+            self.set_trial_state_values(number, state, None if result is None else [result])
 
 
 class Draft(InMemoryStorage):
