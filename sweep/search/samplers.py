@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from optuna import Study, create_study
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from model.system.seeds import derive
 from sweep.config import SearchConfig
 from sweep.search.points import size
+from sweep.search.storage import Draft
 
 OBSERVED, _BEST = 1000, 100  # ended trials that TPE sees, and how many of them are the best
 
@@ -26,6 +29,18 @@ class _NumberedQMC(QMCSampler):
 
     def _find_sample_id(self, *_: Any) -> int:
         return self._number
+
+
+class _QuickTPE(TPESampler):
+    """TPE sampler that takes the groups of parameters from one trial of each kind. Optuna's own splits the groups by
+    every trial, and a further trial with the same parameters changes nothing."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        kinds: dict[tuple[str, ...], FrozenTrial] = {}
+        for ended in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            kinds.setdefault(tuple(ended.distributions), ended)
+        few = create_study(storage=Draft(list(kinds.values()), trial.number), study_name=study.study_name)
+        return super().infer_relative_search_space(few, trial)
 
 
 class Observed:
@@ -63,7 +78,7 @@ def _promise(trial: FrozenTrial) -> tuple[float, ...]:
 
 # (config, index of the trial) → a new sampler for that trial.
 SAMPLERS: dict[str, Callable[[SearchConfig, int], BaseSampler]] = {
-    "tpe": lambda c, number: TPESampler(
+    "tpe": lambda c, number: _QuickTPE(
         n_startup_trials=max(4, min(10, trial_count(c) // 3)),
         multivariate=True,
         group=True,

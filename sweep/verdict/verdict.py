@@ -217,7 +217,7 @@ def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> lis
     if not equals:
         rest = f" and {len(beaten) - 1} more" if len(beaten) > 1 else ""
         return [f"It beats {beaten[0].record.name}{rest} {where} ({worst})."]
-    names = ", ".join(other.record.name[:4] for other in equals)
+    names = listed([other.record.name[:4] for other in equals])
     least = min(other.p or 0.0 for other in equals)
     p = f"p {'=' if len(equals) == 1 else '≥'} {least:.2g}"
     rest = f", but it beats {len(beaten)} more ({worst})" if beaten else ""
