@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from model.system.seeds import derive
 from sweep.config import Asha, ConfigError, SweepConfig, load
+from sweep.search import samplers
 from sweep.search.early_stopping import is_rung
 from sweep.search.points import identity, point, size
 from sweep.search.records import TrialRecord, record_of, trial_name
@@ -105,6 +106,19 @@ def test_the_study_in_memory_is_the_one_in_the_file(tmp_path: Path, searcher: st
     file = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert facts(search._study) == facts(file)
     assert {trial.state for trial in file.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def test_tpe_draws_what_optunas_own_draws_in_spaces_of_which_each_trial_has_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def drawn() -> list[Any]:
+        search = Search(config(search__searcher="tpe", search__trials=30, search__seed=4), None)
+        return [record.values for record in run(search, lambda record, epoch: record.number * 7 % 5 / 10 + 0.1 / epoch)]
+
+    ours = drawn()
+    assert len({tuple(values) for values in ours}) > 1
+    monkeypatch.setattr(samplers, "_QuickTPE", samplers.TPESampler)
+    assert drawn() == ours
 
 
 def ended_trial(number: int, value: float) -> FrozenTrial:
