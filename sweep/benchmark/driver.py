@@ -4,6 +4,7 @@ The search, its SQLite study, its listeners, the files and the report are the re
 and the event files, which a trial's own process writes, are small and not timed.
 """
 
+import logging
 import math
 import multiprocessing
 import random
@@ -32,11 +33,12 @@ SEARCHERS = ("random", "tpe")
 EPOCHS = 4
 AT_ONCE = 8
 BLOCKS, BLOCK = 5, 20  # a figure is the median of blocks, each the mean of so many trials
+MARKS = (80, 200, 400, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
 def marks(trials: int) -> list[int]:
     """The numbers of finished trials after which the time of the latest ones is taken."""
-    return sorted({trials, *(mark for mark in (200, *range(1000, trials, 1000)) if mark < trials)})
+    return [*(mark for mark in MARKS if mark < trials), trials]
 
 
 class Driver:
@@ -53,12 +55,17 @@ class Driver:
             with another_main_module(), multiprocessing.get_context("spawn").Pool(1, prepare_process) as pool:
                 found = pool.apply(_replayed, (self._config, searcher, self._trials, self._folder / searcher))
             self.figures |= {f"driver_{searcher}_{key}": value for key, value in found.items()}
-            for mark, (median, least, most) in found["ms_per_trial"].items():
-                cpu = found["cpu_ms_per_trial"][mark][0]
-                spread = f"({least:.1f} … {most:.1f}), of that {cpu:.1f} ms of CPU"
+            for mark, (median, least, most) in found["cpu_ms_per_trial"].items():
+                wall = found["ms_per_trial"][mark][0]
+                spread = f"of CPU ({least:.1f} … {most:.1f}); {wall:.1f} ms with waiting for the disk and other programs"
                 self.rows.append((f"{searcher}: a trial, {mark:,} finished", f"{median:.1f} ms", spread))
+            added = found["peak_mb"] - found["import_mb"]
             self.rows += [
-                (f"{searcher}: peak memory", f"{found['peak_mb']:,.0f} MB", f"after imports {found['import_mb']:,.0f}"),
+                (
+                    f"{searcher}: peak memory",
+                    f"{found['peak_mb']:,.0f} MB",
+                    f"{added:,.0f} more than after the imports, report included",
+                ),
                 (
                     f"{searcher}: results and report",
                     f"{found['report_seconds']:.1f} s",
@@ -70,6 +77,7 @@ class Driver:
 
 def _replayed(config: SweepConfig, searcher: str, trials: int, root: Path) -> dict[str, Any]:
     root.mkdir()
+    logging.basicConfig(filename=root / "sweep.log", format="%(asctime)s %(message)s", level=logging.INFO, force=True)
     imported = _peak_mb()
     replay = Replay(_many(config, searcher, trials), root)
     replay.run()

@@ -205,7 +205,7 @@ class Page:
     def _group(self, record: TrialRecord) -> str:
         return over_rate.schedule_of(record, self.config)
 
-    @property
+    @cached_property
     def _colors(self) -> dict[str, str]:
         return over_rate.colors(self.ranked, self.config)
 
