@@ -57,7 +57,9 @@ class Driver:
             self.figures |= {f"driver_{searcher}_{key}": value for key, value in found.items()}
             for mark, (median, least, most) in found["cpu_ms_per_trial"].items():
                 wall = found["ms_per_trial"][mark][0]
-                spread = f"of CPU ({least:.1f} … {most:.1f}); {wall:.1f} ms with waiting for the disk and other programs"
+                spread = (
+                    f"of CPU ({least:.1f} … {most:.1f}); {wall:.1f} ms with waiting for the disk and other programs"
+                )
                 self.rows.append((f"{searcher}: a trial, {mark:,} finished", f"{median:.1f} ms", spread))
             added = found["peak_mb"] - found["import_mb"]
             self.rows += [
