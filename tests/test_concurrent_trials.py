@@ -5,11 +5,11 @@ large one. Each trial takes a process of about 120 MB.
 """
 
 import os
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,25 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ray_compat.import_ray(joining=True)
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="c", dir="/tmp")  # short enough for Ray's sockets
     node = {"num_cpus": -(-AT_ONCE // NODES), "object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False, "temp_dir": folder})
-    try:
-        for _ in range(NODES - 1):
-            cluster.add_node(**node)
-        yield cluster.address
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    # Short enough for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        head = {**node, "include_dashboard": False, "temp_dir": folder}
+        cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        try:
+            for _ in range(NODES - 1):
+                patiently(lambda: cluster.add_node(**node))
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Starts a node, up to four times: Ray gives it 30 seconds, which are too few on a busy machine."""
+    for _ in range(3):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 def idle_trainable() -> Any:

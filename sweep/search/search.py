@@ -415,7 +415,7 @@ class Search:
         number, intermediate = record.number, intermediate or {}
         if number in self._live:
             ended = _FINAL_STATES.get(record.state)
-            values = self._frozen(number).intermediate_values | intermediate
+            values = {**self._frozen(number).intermediate_values, **intermediate}
             end = None if ended is None else (ended, self._final_value(record, values))
             self._storage.change(number, {"record": asdict(record)}, intermediate, end)
             if ended is not None:
