@@ -26,13 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, network.encoder.size=128")
     add("--images", metavar="FOLDER", help="measure instead how fast these images of your own are converted")
     add("--sweep", action="store_true", help="also a whole sweep against the same written plainly; takes minutes")
+    add("--driver", type=int, metavar="N", help="measure instead the sweep's own process, in a sweep of N trials")
     add("--output", type=Path, default=Path("bench.json"), metavar="FILE", help="default bench.json")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         settings = named_files.forget_digests(parse_settings("--set", options.set))
+        if options.driver is not None and not 1 <= options.driver < 2**31:
+            raise ConfigError([f"--driver must be at least 1 and below {2**31}, got {options.driver}"])
         config = load(options.config, settings)
-        if config.captcha is None and options.images is None:
+        if config.captcha is None and options.images is None and options.driver is None:
             raise ConfigError(
                 ["captcha must be there to measure trials, got own images: --images FOLDER measures those"]
             )
@@ -45,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"measuring the conversion of {options.images} …", style="dim")
             conversion.measure()
             return _show(options.images, conversion.figures, conversion.rows, options.output, console)
+        if options.driver is not None:
+            # Imported here, as below.
+            from sweep.benchmark.driver import Driver
+
+            with tempfile.TemporaryDirectory(prefix="crnn-bench-") as folder:
+                driver = Driver(config, options.driver, Path(folder))
+                console.print(f"replaying sweeps of {options.driver:,} trials without training …", style="dim")
+                driver.measure()
+            return _show(options.config.name, driver.figures, driver.rows, options.output, console)
         console.print(f"{options.config.name}: about {'ten' if options.sweep else 'three'} minutes", style="dim")
         # Imported here: the processes that render import this file again, and torch would cost each of them seconds.
         from sweep.benchmark.measure import Benchmark

@@ -49,11 +49,26 @@ def test_the_benchmark_prints_a_table_and_writes_every_figure(
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.slow
+def test_the_sweeps_own_process_is_measured_with_many_trials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bench.json"
+    assert bench.main(["--driver", "12", "--output", str(output)]) == 0
+    figures = json.loads(output.read_text())
+    for searcher in ("random", "tpe"):
+        assert 0 < figures[f"driver_{searcher}_ms_per_trial"]["12"][0] < math.inf
+        for key in ("peak_mb", "report_seconds", "report_mb", "resume_seconds"):
+            assert 0 < figures[f"driver_{searcher}_{key}"] < math.inf
+    assert "tpe: a trial, 12 finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--set", "optimizer.lr=-1"], "optimizer.lr"),
+        (["--driver", "0"], "--driver must be at least 1"),
         (["--output", "/nowhere/bench.json"], "--output"),
     ],
 )

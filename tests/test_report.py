@@ -18,14 +18,17 @@ from model.data.alphabet import Alphabet
 from sweep.config import Parameter, load
 from sweep.config.workplace import Workplace
 from sweep.report import main
+from sweep.search.records import TrialRecord
 from sweep.search.search import Search
+from sweep.verdict import leaderboard as leaderboard_table
 from sweep.verdict import over_rate
+from sweep.verdict import page as page_module
 from sweep.verdict.comparison import Comparison
 from sweep.verdict.misreadings import confusions
 from sweep.verdict.page import Page
 from sweep.verdict.pictures import error_over_learning_rate
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
-from sweep.verdict.verdict import Verdict
+from sweep.verdict.verdict import Reading, Verdict, _compared
 from tests.board import serve
 from tests.conftest import QUICKSTART
 from tests.processes import LocalSweep
@@ -159,6 +162,35 @@ def test_the_page_names_every_trial_and_asks_nothing_of_the_network(root: Path) 
     ):
         assert title in own
     assert own.count("data:image/png;base64,") == len(page(root).worst()) > 0
+
+
+def test_a_large_sweep_is_shown_by_its_best_trials_and_counted_whole(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (leaderboard_table, page_module):
+        monkeypatch.setattr(module, "SHOWN", 2)
+    made = page(root)
+    html = made.write(tmp_path / "report.html").read_text()
+    every, sentence = made.verdict.ranked, leaderboard_table.left_out(len(made.verdict.ranked))
+    assert len(every) > 2
+    assert sentence == f"The best 2 of {len(every)} trials; leaderboard.csv has all."
+    assert f"{sentence} Intervals, p\nand the plots of single trials cover these alone." in html
+    assert [row["name"] for row in made.rows()] == [record.name for record in every[:2]]
+    counted = dict(made.facts())["trials"]
+    assert sum(int(part.split()[0]) for part in counted.split(", ")) == len(every)
+    assert made.wall > 0
+    text = leaderboard_table.as_markdown(*leaderboard_table.table(every, made.config.search.space))
+    assert text.endswith(f"\n\n{sentence}")
+    assert text.count("\n| ") == 3  # the line beneath the header, and two trials
+
+
+def test_the_verdict_names_a_few_of_many_equals_and_counts_the_rest() -> None:
+    records = [TrialRecord(number, f"{number:04d}_lr=1", {}, seconds=number + 1.0) for number in range(40)]
+    wrong = np.zeros(1, bool)
+    readings = [Reading(record, wrong, wrong, 0.5 if record.number else None) for record in records]
+    (sentence,) = _compared(readings, "on these images")
+    assert sentence.startswith("It can't be told apart from 0001, 0002,")
+    assert "0012 and 27 more on these images" in sentence
 
 
 def test_the_readings_that_are_compared_are_those_that_were_scored(root: Path) -> None:

@@ -1,4 +1,5 @@
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +7,15 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from model.system.seeds import derive
 from sweep.config import Asha, ConfigError, SweepConfig, load
+from sweep.search import samplers
 from sweep.search.early_stopping import is_rung
 from sweep.search.points import identity, point, size
-from sweep.search.records import TrialRecord, trial_name
-from sweep.search.samplers import SAMPLERS, limit, trial_count
+from sweep.search.records import TrialRecord, record_of, trial_name
+from sweep.search.samplers import OBSERVED, SAMPLERS, Observed, limit, trial_count
 from sweep.search.search import Search, mean_test_error
 from sweep.tensorboard.hparams import hparams
 from sweep.verdict.leaderboard import table
@@ -59,6 +61,88 @@ def test_lost_nodes_are_counted_apart_from_a_trials_own_failures(tmp_path: Path)
         assert search.exhausted != left
     assert search.records[0].state == "failed"
     assert (search.records[0].failures, search.records[0].node_losses) == (1, 2)
+
+
+def test_the_work_for_a_trial_does_not_grow_with_the_trials_before_it() -> None:
+    trials, calls, after = 300, 0, list[int]()
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    settings = {"search__searcher": "random", "search__trials": trials, "training__epochs": 2}
+    stopping = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    search = Search(config(**settings, search__early_stopping=stopping), None)
+    while (record := search.ask()) is not None:
+        sys.setprofile(count if record.number in (*range(10, 30), *range(trials - 20, trials)) else None)
+        for epoch in (1, 2):  # all pass the rung, so that each trial has the same to do
+            search.report(
+                record.number, result(epoch, 1 - record.number / 1000, "running" if epoch < 2 else "completed")
+            )
+        after.append(calls)
+    sys.setprofile(None)
+    first, last = after[28] - after[10], after[-2] - after[trials - 20]
+    assert first > 0
+    assert last < 1.02 * first
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "cmaes"])
+def test_the_study_in_memory_is_the_one_in_the_file(tmp_path: Path, searcher: str) -> None:
+    space = {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}, "optimizer.weight_decay": {"uniform": [0.0, 0.1]}}
+    stopping = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    settings = {"search__space": space, "search__searcher": searcher, "search__trials": 12}
+    search = Search(config(**settings, search__early_stopping=stopping), tmp_path / "study.db")
+    run(search, lambda record, epoch: record.number * 7 % 5 / 10 + 0.1 / epoch)
+
+    def facts(study: optuna.Study) -> list[Any]:
+        return [
+            (
+                trial.number, trial.state, trial.values, trial.params, trial.distributions, trial.intermediate_values,
+                trial.system_attrs, record_of(trial),
+            )
+            for trial in study.trials
+        ]  # fmt: skip
+
+    file = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert facts(search._study) == facts(file)
+    assert {trial.state for trial in file.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def test_tpe_draws_what_optunas_own_draws_in_spaces_of_which_each_trial_has_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def drawn() -> list[Any]:
+        search = Search(config(search__searcher="tpe", search__trials=30, search__seed=4), None)
+        return [record.values for record in run(search, lambda record, epoch: record.number * 7 % 5 / 10 + 0.1 / epoch)]
+
+    ours = drawn()
+    assert len({tuple(values) for values in ours}) > 1
+    monkeypatch.setattr(samplers, "_QuickTPE", samplers.TPESampler)
+    assert drawn() == ours
+
+
+def ended_trial(number: int, value: float) -> FrozenTrial:
+    trial = optuna.trial.create_trial(state=TrialState.COMPLETE, value=value)
+    trial.number = number
+    return trial
+
+
+def test_tpe_sees_all_trials_of_a_small_sweep_and_the_best_and_newest_of_a_large_one() -> None:
+    trials, observed = list[FrozenTrial](), Observed()
+    for number in range(OBSERVED + 200):
+        if number == OBSERVED:
+            assert observed.among(trials, [3]) is trials
+        trials.append(ended_trial(number, value=float((number * 7919) % 10_007)))
+        observed.add(trials[-1])
+    running = optuna.trial.create_trial(state=TrialState.RUNNING)
+    running.number = len(trials)
+    shown = observed.among([*trials, running], [running.number])
+    numbers = [trial.number for trial in shown]
+    best = sorted(trials, key=lambda trial: trial.values)[:25]  # as many as TPE draws from
+    assert len(shown) == OBSERVED + 1
+    assert numbers == sorted(numbers)
+    assert {trial.number for trial in best} <= set(numbers)
+    assert numbers[-501:] == list(range(len(trials) - 500, len(trials) + 1))
 
 
 def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:

@@ -1,21 +1,28 @@
 """study.db held, damaged, emptied, deleted or linked by others, and folders whose names mean something in a URL."""
 
+import math
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from sweep.config import ConfigError, SweepConfig, load
 from sweep.report import main as report
 from sweep.run import main
-from sweep.search import study_file
+from sweep.search import study_file, study_tables
 from sweep.search.search import Search
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, UNCONFIRMED, LocalSweep, resume_local, wait_for
@@ -308,6 +315,96 @@ def test_a_report_reads_past_what_a_killed_sweep_left_half_written(root: Path) -
     code, printed = resume_local(root).wait()
     assert code == 0, printed
     assert not journal.exists()
+
+
+def tables(path: Path) -> dict[str, list[Any]]:
+    """All rows of the tables in which Optuna keeps trials; of the time of a trial's end only its format."""
+    names = ("trials", "trial_params", "trial_values", "trial_intermediate_values")
+    with closing(sqlite3.connect(path)) as file:
+        file.create_function("shape", 1, lambda text: text and re.sub(r"\d", "0", text))
+        rows = {
+            name: file.execute(f"SELECT * FROM {name}").fetchall()
+            for name in (*names, "trial_user_attributes", "trial_system_attributes")
+        }
+        ends = file.execute("SELECT shape(datetime_complete) FROM trials").fetchall()
+    rows["trials"] = [(*row[:-1], *end) for row, end in zip(rows["trials"], ends, strict=True)]
+    return rows
+
+
+def test_trials_are_written_as_optuna_itself_writes_them(tmp_path: Path) -> None:
+    choices: tuple[Any, ...] = ("constant", None, 3)
+    distributions = {
+        "lr": optuna.distributions.FloatDistribution(1e-4, 0.03, log=True),
+        "schedule": optuna.distributions.CategoricalDistribution(choices),
+        "layers": optuna.distributions.IntDistribution(1, 4),
+    }
+    ends = [
+        (TrialState.COMPLETE, 0.25), (TrialState.COMPLETE, math.inf), (TrialState.PRUNED, None), (TrialState.FAIL, None)
+    ]  # fmt: skip
+    ours, optunas = (RDBStorage(f"sqlite:///{tmp_path / name}") for name in ("ours.db", "optunas.db"))
+    study = [storage.create_new_study([StudyDirection.MINIMIZE], "sweep") for storage in (ours, optunas)]
+    for number, end in enumerate([*ends, None]):
+        new = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params={"lr": 0.01 / 3, "schedule": choices[number % 3], "layers": 1 + number % 4},
+            distributions=distributions,
+            user_attrs={"record": {"number": number, "note": "ünïcode"}},
+            system_attrs={"tpe:relative_params:0": "{}"},
+        )
+        values = {1: 0.5, 2: math.inf, 3: -math.inf, 4: math.nan, 5: 1e-17}
+        trial = study_tables.add(ours, study[0], number, new)
+        study_tables.change(ours, trial, {"record": {"number": number}, "new": None}, values, end)
+
+        trial = optunas.create_new_trial(study[1], new)
+        for step, value in values.items():
+            optunas.set_trial_intermediate_value(trial, step, value)
+        for key, told in {"record": {"number": number}, "new": None}.items():
+            optunas.set_trial_user_attr(trial, key, told)
+        if end is not None:
+            optunas.set_trial_state_values(trial, end[0], None if end[1] is None else [end[1]])
+    assert tables(tmp_path / "ours.db") == tables(tmp_path / "optunas.db")
+    times = [(trial.datetime_start, trial.datetime_complete) for trial in ours.get_all_trials(study[0])]
+    for moment in (*(start for start, _ in times), *(end for _, end in times[:-1])):
+        assert moment is not None
+        assert abs(datetime.now() - moment) < timedelta(minutes=5)
+
+
+def test_each_decision_of_the_search_is_one_write(tmp_path: Path) -> None:
+    def writes() -> int:  # SQLite counts its transactions in the file's header
+        return int.from_bytes((tmp_path / "study.db").read_bytes()[24:28], "big")
+
+    stopping = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    search = Search(config(search__early_stopping=stopping, training__epochs=2), tmp_path / "study.db")
+    for error, epochs in ((0.1, 2), (0.9, 1)):  # the second is stopped at the rung
+        before = writes()
+        record = search.ask()
+        assert record is not None
+        assert writes() == before + 1
+        for epoch in range(1, epochs + 1):
+            scores = {"error_rate": error, "cer": error, "loss": error}
+            told = {"state": "running" if epoch < 2 else "completed", "epochs": epoch, "best_epoch": epoch}
+            goes_on = search.report(record.number, told | {"scores": scores, "rung_score": error})
+            assert goes_on == (epoch < epochs)
+            assert writes() == before + 1 + epoch
+    assert [record.state for record in search.finished] == ["completed", "stopped"]
+    assert Search(config(search__early_stopping=stopping, training__epochs=2), tmp_path / "study.db").finished == (
+        search.finished
+    )
+
+
+def test_a_decision_that_cannot_be_written_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_file, "_PATIENCE", 0.1)
+    search = Search(config(**ONE), tmp_path / "study.db")
+    record = search.ask()
+    assert record is not None
+    told = {"state": "completed", "epochs": 1, "best_epoch": 1, "scores": {"error_rate": 0.1}}
+    with held(tmp_path / "study.db", *HOLDS["exclusive"], seconds=30), pytest.raises(study_file.StudyError):
+        search.report(record.number, told)
+    assert search.records[record.number] == record
+    assert search.finished == []
+    search.report(record.number, told)
+    assert [ended.state for ended in search.finished] == ["completed"]
+    assert Search(config(**ONE), tmp_path / "study.db").finished == search.finished
 
 
 def test_trials_that_failed_are_run_again_if_that_is_wanted(tmp_path: Path) -> None:

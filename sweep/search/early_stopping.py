@@ -27,7 +27,8 @@ first rung is after the peak of every schedule.
 """
 
 import math
-from collections.abc import Callable
+from bisect import insort
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna import Study
@@ -39,6 +40,21 @@ from sweep.search.records import TrialRecord
 from sweep.wording.formatting import formatted, percent
 
 
+class Rungs:
+    """The intermediate values of all trials by epoch, each epoch's sorted, so that a rung need not be collected from
+    all trials for each decision."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, list[float]] = {}
+
+    def add(self, epoch: int, value: float) -> None:
+        insort(self._values.setdefault(epoch, []), value)
+
+    def at(self, epoch: int) -> Sequence[float]:
+        """The values after this epoch, the best first."""
+        return self._values.get(epoch, [])
+
+
 class AshaPruner(BasePruner):
     """Stops a trial at a rung unless its value is among the best ⌈n / reduction_factor⌉ of the n seen there so far.
 
@@ -46,18 +62,14 @@ class AshaPruner(BasePruner):
     Rounding up lets a larger share of the first trials pass a rung, when there is little to compare them with.
     """
 
-    def __init__(self, config: Asha) -> None:
-        self._config = config
+    def __init__(self, config: Asha, rungs: Rungs) -> None:
+        self._config, self._rungs = config, rungs
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         epoch = trial.last_step
         if epoch is None or not is_rung(epoch, self._config):
             return False
-        seen = sorted(
-            other.intermediate_values[epoch]
-            for other in study.get_trials(deepcopy=False)
-            if epoch in other.intermediate_values
-        )
+        seen = self._rungs.at(epoch)
         kept = math.ceil(len(seen) / self._config.reduction_factor)
         return trial.intermediate_values[epoch] > seen[kept - 1]
 
@@ -91,8 +103,8 @@ def is_rung(epoch: int, config: Asha) -> bool:
     return rung == epoch
 
 
-PRUNERS: dict[str, Callable[[Any], BasePruner]] = {
-    "none": lambda c: NopPruner(),
+PRUNERS: dict[str, Callable[[Any, Rungs], BasePruner]] = {
+    "none": lambda c, rungs: NopPruner(),
     "asha": AshaPruner,
-    "median": lambda c: MedianPruner(n_startup_trials=c.startup_trials, n_warmup_steps=c.grace_epochs),
+    "median": lambda c, rungs: MedianPruner(n_startup_trials=c.startup_trials, n_warmup_steps=c.grace_epochs),
 }

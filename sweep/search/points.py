@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Set
 
 import optuna
 
-from sweep.config import Parameter, Space, Value, plain
+from sweep.config import Parameter, Space, Value, plain, walk
 
 Point = dict[str, Value]  # one trial's values by dotted path
 
@@ -65,6 +65,17 @@ def point(space: Space, index: int) -> Point:
                 break
             place -= count
     return values
+
+
+def lies_in(space: Space, values: Point) -> bool:
+    """Whether these are values of a trial drawn from the space, which are valid because its ends and lists are."""
+    paths = set()
+    for path, parameter, given in walk(space):
+        if given.items() <= values.items():
+            if path not in values or not parameter.contains(values[path]):
+                return False
+            paths.add(path)
+    return values.keys() == paths
 
 
 def identity(values: Point) -> Hashable:

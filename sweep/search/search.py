@@ -1,33 +1,36 @@
 """The search: an Optuna study with an ask-and-tell interface that suggests trials and stops them early.
 
 The study is in the sweep's SQLite file, so everything that the searcher and early stopping know is on disk after each
-epoch. Each trial gets a new sampler, seeded by its number, and enters the study with all its values in one write.
-Therefore an interrupted search draws the same trials after a resume as it would have without the interruption.
+epoch. Each trial gets a new sampler, seeded by its number, and enters the study with all its values in one write; each
+report is one more, with the decision that follows from it. Therefore an interrupted search draws the same trials after
+a resume as it would have without the interruption.
 """
 
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from model.config.format import FORMAT
 from model.system.seeds import derive
 from sweep.config import ConfigError, Space, SweepConfig, Value, completed, plain, walk
 from sweep.config.changes import CHANGEABLE, fixed_changes
-from sweep.search import study_file
-from sweep.search.early_stopping import PRUNERS, is_spared
-from sweep.search.points import Point, at_random, identity, size, suggest, untried
+from sweep.search import study_file, study_tables
+from sweep.search.early_stopping import PRUNERS, Rungs, is_spared
+from sweep.search.points import Point, at_random, identity, lies_in, size, suggest, untried
 from sweep.search.records import State, TrialRecord, record_of, trial_name
-from sweep.search.samplers import SAMPLERS, trial_count
+from sweep.search.samplers import SAMPLERS, Observed, trial_count
+from sweep.search.storage import Draft, WrittenThrough
 from sweep.search.study_file import StudyError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -78,51 +81,57 @@ class Search:
         self.epochs, self._seed = config.training.epochs, config.training.seed
         self.records: dict[int, TrialRecord] = {}
         self.halted: str | None = None  # the reason why no trial may continue
-        self._live: dict[int, optuna.Trial] = {}
+        self._live: dict[int, None] = {}  # the numbers of the running trials, in the order of their starts
+        self._rungs, self._observed = Rungs(), Observed()
+        self._tried: set[Hashable] = set()  # the identities of the searched trials' values
+        self._unended: set[int] = set()  # the searched trials that have not ended
+        self._replicates: dict[str, list[int]] = {}  # a trial's name → the numbers of its replicates
+        self._confirmable: list[TrialRecord] | None = None  # see `_top`; None if a searched trial has changed since
         self._again: list[int] = []  # trials to resume or retry next
         self._alone: list[int] = []  # trials that ran out of memory: retried when no other trial runs
-        self._storage: BaseStorage = InMemoryStorage()
+        storage: RDBStorage | None = None
         if database is not None:
-            self._storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
+            storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
         with study_file.readable(database) if database else nullcontext():
-            if isinstance(self._storage, RDBStorage) and retry_failed:
-                self._reopen_failed(self._storage)
+            if storage is not None and retry_failed:
+                self._reopen_failed(storage)
+            self._storage = WrittenThrough(storage)
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name="sweep",
                 sampler=RandomSampler(),  # never used: trials are added with their values
-                pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping),
+                pruner=PRUNERS[config.search.early_stopping.name](config.search.early_stopping, self._rungs),
                 direction="minimize",
                 load_if_exists=True,
             )
             self._require_same_config(config, database)
             for trial in self._study.get_trials(deepcopy=False):
                 record = record_of(trial)
-                config.with_values(record.values)
+                if not lies_in(config.search.space, record.values):  # as a replicate's, or damaged
+                    config.with_values(record.values)
                 if record.number != trial.number:
                     raise ValueError(f"trial {trial.number} has the record of trial {record.number}")
-                self.records[trial.number] = record
+                self._remember(record)
+                for epoch, value in trial.intermediate_values.items():
+                    self._rungs.add(epoch, value)
+                self._observed.add(trial)
                 if not trial.state.is_finished():
                     self._again.append(trial.number)
-        self.trials = max(trial_count(config.search), len(self._searched))
+        self.trials = max(trial_count(config.search), self._searched)
         self._given = [completed(config.search.space, point) for point in config.search.points]
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
         """Resets the failed trials of the study to unfinished ones without any epoch."""
-        for trial in storage.get_all_trials(storage.get_study_id_from_name("sweep"), states=(TrialState.FAIL,)):
+        study_id = storage.get_study_id_from_name("sweep")
+        for trial in storage.get_all_trials(study_id, states=(TrialState.FAIL,)):
             record = record_of(trial)
             if record.state == "failed":
-                trial_id = self._id_of(trial.number)
-                study_file.reopen(storage, trial_id)
+                trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+                study_tables.reopen(storage, trial_id)
                 new = TrialRecord(
                     record.number, record.name, record.values, "interrupted", replicate_of=record.replicate_of
                 )
                 storage.set_trial_user_attr(trial_id, "record", asdict(new))
-
-    def _id_of(self, number: int) -> int:
-        """The key of a trial in Optuna's storage."""
-        study_id = self._storage.get_study_id_from_name("sweep")
-        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     def _require_same_config(self, config: SweepConfig, database: Path | None) -> None:
         """Stores the config in a new study. Raises ConfigError if an existing study was made with another config, apart
@@ -155,7 +164,7 @@ class Search:
             return None
         if self._again:
             return self._started(self._again.pop(0)) or self.ask()
-        if len(self._searched) < self.trials:
+        if self._searched < self.trials:
             return self._added(self._drawn())
         if self._alone and not self._live:
             return self._started(self._alone.pop(0))
@@ -177,34 +186,40 @@ class Search:
     @property
     def _missing(self) -> bool:
         """Whether trials or replicates are left that have never been given out."""
-        return len(self._searched) < self.trials or self._unconfirmed is not None
+        return self._searched < self.trials or self._unconfirmed is not None
 
     @property
-    def _searched(self) -> list[TrialRecord]:
-        return [record for record in self.records.values() if record.replicate_of is None]
+    def _searched(self) -> int:
+        """The number of trials so far, without replicates."""
+        return len(self.records) - sum(map(len, self._replicates.values()))
 
     @property
     def _top(self) -> list[TrialRecord]:
-        """The trials to confirm with replicates, best first; empty until all searched trials have ended.
+        """The trials to confirm with replicates, best first; empty until all searched trials have ended."""
+        if self.confirm is None or self._searched < self.trials or self._unended:
+            return []
+        if self._confirmable is None:
+            self._confirmable = self._best_distinct(self.confirm.top)
+        return self._confirmable
+
+    def _best_distinct(self, most: int) -> list[TrialRecord]:
+        """The best searched trials, at most `most`.
 
         Stopped trials rank after completed ones, because longer training might have improved their scores. Trials whose
         values are nearly those of a better one rank last: replicates of both would add little information.
         """
-        searched = self._searched
-        ended = len(searched) == self.trials and all(record.state in _FINAL_STATES for record in searched)
-        if self.confirm is None or not ended:
-            return []
-        scored = [record for record in searched if record.best_epoch is not None]
+        scored = [r for r in self.records.values() if r.replicate_of is None and r.best_epoch is not None]
         scored.sort(key=lambda record: (record.state != "completed", record.score(self.config.metric), record.number))
-        distinct: list[TrialRecord] = []
+        distinct, rest = list[TrialRecord](), list[TrialRecord]()
         for record in scored:
-            if not any(nearly_same(self.config.space, record.values, other.values) for other in distinct):
-                distinct.append(record)
-        rest = [record for record in scored if record not in distinct]
-        return [*distinct, *rest][: self.confirm.top]
+            if len(distinct) == most:
+                break
+            near = any(nearly_same(self.config.space, record.values, other.values) for other in distinct)
+            (rest if near else distinct).append(record)
+        return [*distinct, *rest][:most]
 
     def replicates(self, record: TrialRecord) -> list[TrialRecord]:
-        return [other for other in self.records.values() if other.replicate_of == record.name]
+        return [self.records[number] for number in self._replicates.get(record.name, [])]
 
     @property
     def _unconfirmed(self) -> TrialRecord | None:
@@ -216,13 +231,14 @@ class Search:
 
     def _replicate(self, record: TrialRecord) -> FrozenTrial:
         """A replicate of the trial: the same values with a training seed that no trial or replicate has had."""
-        relatives = [*self._searched, *self.replicates(record)]
+        searched = [other for other in self.records.values() if other.replicate_of is None]
+        relatives = [*searched, *self.replicates(record)]
         known = {relative.values.get("training.seed", self._seed) for relative in relatives}
         seeds = (derive(self._seed, index) for index in itertools.count(1))
         seed = next(seed for seed in seeds if seed not in known)
         number, values = len(self.records), {**record.values, "training.seed": seed}
         new = TrialRecord(number, trial_name(number, values), values, replicate_of=record.name)
-        original = self._study.get_trials(deepcopy=False)[record.number]
+        original = self._frozen(record.number)
         return optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=original.params,
@@ -233,8 +249,7 @@ class Search:
     def _drawn(self) -> FrozenTrial:
         """A new trial with its values and its record. No point of a finite space is tried twice: if the sampler repeats
         one, a random untried point replaces it."""
-        searched, space = self._searched, self.config.space
-        index, tried = len(searched), {identity(record.values) for record in searched}
+        index, space, tried = self._searched, self.config.space, self._tried
         if index < len(self._given):
             values, trial = self._suggested(index, self._given[index])
         elif self.config.searcher == "grid":  # of the grid's points, index - len(given) have been tried already
@@ -246,16 +261,20 @@ class Search:
             values, trial = self._suggested(index, untried(space, tried, order))
         number = len(self.records)
         trial.set_user_attr("record", asdict(TrialRecord(number, trial_name(number, values), values)))
-        return trial.study.get_trials(deepcopy=False)[number]
+        return trial.study.get_trials(deepcopy=False)[-1]
 
     def _suggested(self, index: int, fixed: Point) -> tuple[Point, optuna.Trial]:
-        """The `fixed` values completed by the sampler, and their trial in an in-memory copy of the study. The real
-        study gets the trial only with all its values."""
-        copy = optuna.create_study(sampler=SAMPLERS[self.config.searcher](self.config, index))
-        copy.add_trials(self._study.get_trials(deepcopy=False))
+        """The `fixed` values completed by the sampler, and their trial in a draft of the study. The real study gets the
+        trial only with all its values."""
+        earlier: Sequence[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        if self.config.searcher == "tpe":
+            earlier = self._observed.among(earlier, self._unfinished)
+        draft = optuna.create_study(
+            storage=Draft(earlier, len(self.records)), sampler=SAMPLERS[self.config.searcher](self.config, index)
+        )
         if fixed:
-            copy.enqueue_trial({path: plain(value) for path, value in fixed.items()})
-        trial = copy.ask()
+            draft.enqueue_trial({path: plain(value) for path, value in fixed.items()})
+        trial = draft.ask()
         return suggest(trial, self.config.space), trial
 
     def _added(self, trial: FrozenTrial) -> TrialRecord | None:
@@ -265,21 +284,26 @@ class Search:
     def _started(self, number: int) -> TrialRecord | None:
         """Marks the trial as running and returns its record. None if its record already had a final state: the search
         was interrupted before it could tell Optuna, which is done now."""
-        record = record_of(self._study.get_trials(deepcopy=False)[number])
-        self._live[number] = optuna.Trial(self._study, self._id_of(number))
+        frozen = self._frozen(number)
+        record = stored = record_of(frozen)
+        self._live[number] = None
         if record.state in _FINAL_STATES:
-            self._end(record)
+            self._keep(record)
+            self._tell_end(record)
             return None
         record = replace(record, state="running", error=None)
-        self._keep(record)
+        (self._remember if record == stored else self._keep)(record)
         for listener in self.listeners:
             listener.started(record)
         return record
 
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(number)
+
     def report(self, number: int, result: dict[str, Any]) -> bool:
         """Takes the result of `Trial.step` and returns whether the trial should continue. Early stopping compares
         `rung_score`, if the result has one."""
-        trial, before = self._live[number], self.records[number]
+        before, intermediate = self.records[number], dict[int, float]()
         state: State = result["state"]
         if state == "interrupted":
             self.halt(number, result["error"])
@@ -291,17 +315,21 @@ class Search:
         record = replace(before, **known)
         if record.epochs > before.epochs:
             if record.replicate_of is None and result.get("rung_score") is not None:
-                if record.epochs not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
-                    trial.report(result["rung_score"], record.epochs)
-                if state == "running" and trial.should_prune() and not is_spared(record, self._sweep):
+                trial = copy(self._frozen(number))
+                if record.epochs not in trial.intermediate_values:
+                    intermediate = {record.epochs: float(result["rung_score"])}
+                    trial.intermediate_values = trial.intermediate_values | intermediate
+                    self._rungs.add(record.epochs, intermediate[record.epochs])
+                prune = self._study.pruner.prune
+                if state == "running" and prune(self._study, trial) and not is_spared(record, self._sweep):
                     record = replace(record, state="stopped")
         elif state == "running":  # it repeats epochs that were reported before, because its checkpoints were lost
             record = replace(before, note=record.note)
-        self._keep(record)
+        self._keep(record, intermediate)
         for listener in self.listeners:
             listener.reported(record)
         if record.state != "running":
-            self._end(record)
+            self._tell_end(record)
         return record.state == "running" and not self.halted
 
     def fail(self, number: int, error: str, out_of_memory: bool = False, node_lost: bool = False) -> None:
@@ -316,8 +344,9 @@ class Search:
             self._release(replace(record, failures=failures, node_losses=losses))
             (self._alone if out_of_memory else self._again).append(number)
         else:
-            self._keep(replace(record, state="failed"))
-            self._end(self.records[number])
+            record = replace(record, state="failed")
+            self._keep(record)
+            self._tell_end(record)
 
     def halt(self, number: int, reason: str) -> None:
         """Stops the search because a trial met a fault that would hit all others too, such as a full disk. All
@@ -333,7 +362,7 @@ class Search:
             record = replace(self.records[number], state="interrupted")
             with suppress(StudyError):  # reported when it first occurred; the study still has the trial as RUNNING
                 self._keep(record)
-            self.records[number] = record
+            self._remember(record)
             self._let_go(record)
         self._again.clear()
         self._alone.clear()
@@ -381,11 +410,40 @@ class Search:
         ranked = [record for record in self.ranked() if record.best_epoch is not None]
         return ranked[0] if ranked else None
 
-    def _keep(self, record: TrialRecord) -> None:
-        """Stores the record in one write, so that after a crash the study has all of an epoch or nothing of it."""
-        if record.number in self._live:
-            self._live[record.number].set_user_attr("record", asdict(record))
+    def _keep(self, record: TrialRecord, intermediate: Mapping[int, float] | None = None) -> None:
+        """Stores the record, new `intermediate` values, and the end of the trial if its state is final, all in one
+        write: after a crash the study has all of an epoch or nothing of it."""
+        number, intermediate = record.number, intermediate or {}
+        if number in self._live:
+            ended = _FINAL_STATES.get(record.state)
+            values = {**self._frozen(number).intermediate_values, **intermediate}
+            end = None if ended is None else (ended, self._final_value(record, values))
+            self._storage.change(number, {"record": asdict(record)}, intermediate, end)
+            if ended is not None:
+                del self._live[number]
+                self._observed.add(self._frozen(number))
+        self._remember(record)
+
+    def _final_value(self, record: TrialRecord, intermediate: Mapping[int, float]) -> float | None:
+        """The value of an ended trial in the study. That of a stopped one is its last intermediate value, as in all of
+        Optuna."""
+        if record.state == "completed":
+            return record.score(self.config.metric)
+        if record.state == "stopped" and intermediate:
+            last = intermediate[max(intermediate)]
+            return None if math.isnan(last) else last
+        return None
+
+    def _remember(self, record: TrialRecord) -> None:
+        known = record.number in self.records
         self.records[record.number] = record
+        if record.replicate_of is not None:
+            if not known:
+                self._replicates.setdefault(record.replicate_of, []).append(record.number)
+            return
+        self._confirmable = None
+        self._tried.add(identity(record.values))
+        (self._unended.discard if record.state in _FINAL_STATES else self._unended.add)(record.number)
 
     def _release(self, record: TrialRecord) -> None:
         self._keep(record)
@@ -396,13 +454,7 @@ class Search:
         for listener in self.listeners:
             listener.released(record)
 
-    def _end(self, record: TrialRecord) -> None:
-        """Ends the trial in the study. Its record, written before, already has the final state."""
-        trial = self._live.pop(record.number)
-        self.records[record.number] = record
-        final = _FINAL_STATES[record.state]
-        value = record.score(self.config.metric) if final == TrialState.COMPLETE else None
-        self._study.tell(trial, value, state=final)
+    def _tell_end(self, record: TrialRecord) -> None:
         for listener in self.listeners:
             listener.ended(record)
 

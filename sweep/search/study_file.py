@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from optuna.storages import RDBStorage
 from pydantic import ValidationError
-from sqlalchemy import text
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from sweep.config import ConfigError
@@ -65,16 +64,6 @@ def copied(path: Path) -> RDBStorage:
         memory = _copy(path)
         engine = {"creator": lambda: memory, "poolclass": StaticPool}
         return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=True)
-
-
-def reopen(storage: RDBStorage, trial_id: int) -> None:
-    """Turns an ended trial into a running one without intermediate values, by SQL: Optuna has no function for it."""
-    with storage.engine.begin() as connection:
-        for change in (
-            "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :id",
-            "DELETE FROM trial_intermediate_values WHERE trial_id = :id",
-        ):
-            connection.execute(text(change), {"id": trial_id})
 
 
 def _trials_have_begun(root: Path) -> bool:

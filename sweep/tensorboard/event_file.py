@@ -104,6 +104,15 @@ def read_events(folder: Path) -> Iterator[Event]:
             yield Event.FromString(data)
 
 
+def last_event(folder: Path) -> Event | None:
+    """The last whole event of a run, without parsing the others."""
+    last: bytes | None = None
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for _, data in _records(path):
+            last = data
+    return None if last is None else Event.FromString(last)
+
+
 def _masked_checksum(data: bytes) -> bytes:
     checksum = crc32c(data)
     return struct.pack("<I", (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -70,11 +70,11 @@ def last_picture(base: SweepConfig, workplace: Workplace, record: TrialRecord) -
     None if none wait to be logged. The driver calls this, because the trial's own process may have been killed."""
     if record.epochs in picture_epochs(base.training.epochs):
         return None
-    config = base.with_values(record.values).trial()
-    pools = open_split(config, "valid", workplace.pools)
     for path in sorted(workplace.files(record.name).glob("epoch_*.pt"), reverse=True):
         with contextlib.suppress(ValueError):  # a damaged one
             state = checkpoints.load(path)["pictures"]
+            config = base.with_values(record.values).trial()
+            pools = None if state is None else open_split(config, "valid", workplace.pools)
             if state is None or pools is None:
                 return None
             number, samples = _waiting(state)

@@ -22,8 +22,11 @@ from model.config import ImageSection, NetworkConfig, TrialConfig
 from model.network.crnn import CRNN
 from model.training.scores import Scores
 from sweep.config import Value
+from sweep.tensorboard.event_file import last_event
 from sweep.tensorboard.hparams import set_value
 from sweep.tensorboard.writer import Writer
+
+_END = "_hparams_/session_end_info"
 
 
 @lru_cache(maxsize=4)
@@ -94,11 +97,14 @@ def end_session(folder: Path, success: bool, picture: tuple[int, np.ndarray] | N
     twice. Must be called only when the trial is final and its process no longer writes, because a half-written last
     record is cut off."""
     status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
+    last = last_event(folder)
+    if picture is None and last is not None and any(value.tag == _END for value in last.summary.value):
+        return  # it was done by an earlier run of the sweep
     writer = Writer(folder)
     writer.file.cut_half_record()
     there = {value.tag: event.step for event in writer.file.events() for value in event.summary.value}
     if picture is not None and there.get("valid/badcase", 0) < picture[0]:
         writer.picture("valid/badcase", picture[1], picture[0])
-    if "_hparams_/session_end_info" not in there:
+    if _END not in there:
         writer.hparams("session_end_info", session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
     writer.close()

@@ -43,7 +43,8 @@ class Terminal:
         self._task = TaskID(0)
         self._states: Counter[str] = Counter()
         self._best = math.inf
-        self._epochs: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}  # of each trial, an ended one's counted as all of them
+        self._epochs_done = 0  # the sum of these
         self._noted: set[int] = set()
         self._on_plateau: set[int] = set()  # trials of which that has been said
         self._trials, self._epochs_each, self._start = 0, 1, time.monotonic()
@@ -129,10 +130,14 @@ class Terminal:
         self._trials, self._epochs_each, self._start = search.most, search.epochs, time.monotonic()
         for record in search.finished:
             self._states[record.state] += 1
-            self._epochs[record.number] = self._epochs_each
+            self._count(record.number, self._epochs_each)
             self._best = min(self._best, record.score("error_rate"))
-        self._epochs_before = sum(self._epochs.values())
+        self._epochs_before = self._epochs_done
         self.live(self._status(), search.most * search.epochs)
+
+    def _count(self, trial: int, epochs: int) -> None:
+        self._epochs_done += epochs - self._epochs.get(trial, 0)
+        self._epochs[trial] = epochs
 
     def started(self, record: TrialRecord) -> None:
         self._states["running"] += 1
@@ -155,7 +160,7 @@ class Terminal:
         if decides(stopping, record.epochs) and record.on_plateau and record.number not in self._on_plateau:
             self._on_plateau.add(record.number)
             self.say(f"  {record.number:04d} ", (plateau_sentence(record), "yellow"))
-        self._epochs[record.number] = record.epochs
+        self._count(record.number, record.epochs)
         self._best = min(self._best, record.score("error_rate"))
         best = f"best error {percent(record.error_rate)}"
         self.say(f"  {record.number:04d} epoch {record.epochs}/{self._epochs_each}  {best}", at=2)
@@ -164,7 +169,7 @@ class Terminal:
     def ended(self, record: TrialRecord) -> None:
         self._states["running"] -= 1
         self._states[record.state] += 1
-        self._epochs[record.number] = self._epochs_each
+        self._count(record.number, self._epochs_each)
         values = trial_name(record.number, record.values).partition("_")[2].replace("_", " ")
         scores = (
             f"  error {percent(record.error_rate):>7}  {record.epochs:>2}/{self._epochs_each} epochs"
@@ -178,10 +183,10 @@ class Terminal:
 
     def _refresh(self) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, completed=sum(self._epochs.values()), description=self._status())
+            self._progress.update(self._task, completed=self._epochs_done, description=self._status())
 
     def _minutes_left(self) -> str:
-        done, total = sum(self._epochs.values()), self._trials * self._epochs_each
+        done, total = self._epochs_done, self._trials * self._epochs_each
         seconds_each = (time.monotonic() - self._start) / max(done - self._epochs_before, 1)
         minutes, seconds = divmod(int(seconds_each * (total - done)), 60)
         return f"{minutes}:{seconds:02d} min"

@@ -10,6 +10,13 @@ from sweep.config import Space, plain, walk
 from sweep.search.records import TrialRecord
 from sweep.wording.formatting import formatted
 
+SHOWN = 1000  # trials that the report and TensorBoard show, the best; leaderboard.csv has all
+
+
+def left_out(trials: int) -> str:
+    """A sentence on how many of these trials are not shown; empty if all are."""
+    return f"The best {SHOWN:,} of {trials:,} trials; leaderboard.csv has all." if trials > SHOWN else ""
+
 
 def table(records: Iterable[TrialRecord], space: Space) -> tuple[list[str], list[list[Any]]]:
     """The columns and the rows of the leaderboard, one row per record in the given order."""
@@ -42,6 +49,9 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
-def as_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(map(formatted, row)) + " |" for row in (columns, ["---"] * len(columns), *rows)]
-    return "\n".join(lines)
+def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The first `SHOWN` rows, and a sentence if there are more."""
+    shown = (columns, ["---"] * len(columns), *rows[:SHOWN])
+    lines = ["| " + " | ".join(map(formatted, row)) + " |" for row in shown]
+    rest = left_out(len(rows))
+    return "\n".join([*lines, "", rest] if rest else lines)

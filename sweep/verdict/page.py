@@ -34,6 +34,7 @@ from sweep.search import study_file
 from sweep.search.records import TrialRecord
 from sweep.tensorboard.event_file import lifetime, scalars
 from sweep.verdict import over_rate
+from sweep.verdict.leaderboard import SHOWN, left_out
 from sweep.verdict.misreadings import LOST, Kind, confusions, most_frequent, visible
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
@@ -54,7 +55,8 @@ class Page:
 
     def __init__(self, config: SweepConfig, workplace: Workplace, verdict: Verdict) -> None:
         self.config, self.workplace, self.verdict = config, workplace, verdict
-        self.ranked, self.scored, self.images = verdict.ranked, verdict.scored, verdict.images
+        self.ranked, self.scored = verdict.ranked[:SHOWN], verdict.scored[:SHOWN]
+        self.images = verdict.images
         self.readings, self.pool = verdict.readings, verdict.pool
         self.epochs = config.training.epochs
         self.alphabet = verdict.alphabet
@@ -63,7 +65,13 @@ class Page:
 
     @property
     def wall(self) -> float:
-        """Seconds from the first event of any trial to the last."""
+        """Seconds from the first event of any trial to the last; of the study's trials if not all are shown."""
+        if len(self.ranked) < len(self.verdict.ranked):
+            times = [
+                (trial.datetime_start, trial.datetime_complete) for trial in self._study.get_trials(deepcopy=False)
+            ]
+            known = [time for pair in times for time in pair if time is not None]
+            return (max(known) - min(known)).total_seconds()
         begins, ends = zip(*self.spans.values(), strict=True) if self.spans else ((0.0,), (0.0,))
         return float(max(ends) - min(begins))
 
@@ -76,6 +84,7 @@ class Page:
             warnings=self.warnings(),
             titles=[score.title for score in self._others.values()],
             rows=self.rows(),
+            left_out=left_out(len(self.verdict.ranked)),
             paths=self.paths,
             images=self.images,
             plots=[(title, note, drawn_or_told(title, make)) for title, note, make in self.plots()],
@@ -108,7 +117,7 @@ class Page:
                     found += self._edge(path, parameter, float(values[path])) if parameter.bounds else []
         if self.verdict.plateau not in ("", *self.verdict.sentences):
             found.append(self.verdict.plateau)
-        searched = [record for record in self.ranked if record.replicate_of is None]
+        searched = [record for record in self.verdict.ranked if record.replicate_of is None]
         ended = sum(record.state in ("completed", "stopped") for record in searched)
         if ended < 4 * len(self.paths):
             found.append(
@@ -196,7 +205,7 @@ class Page:
     def _group(self, record: TrialRecord) -> str:
         return over_rate.schedule_of(record, self.config)
 
-    @property
+    @cached_property
     def _colors(self) -> dict[str, str]:
         return over_rate.colors(self.ranked, self.config)
 
@@ -375,9 +384,10 @@ class Page:
         return drawn(figure, "read", "true", height=max(380, 18 * len(characters)))
 
     def facts(self) -> list[tuple[str, str]]:
-        config, states = self.config, Counter(record.state for record in self.ranked)
-        spent = sum(record.seconds for record in self.ranked)
-        stopped = [r for r in self.ranked if r.state == "stopped" and r.epochs]
+        ranked = self.verdict.ranked
+        config, states = self.config, Counter(record.state for record in ranked)
+        spent = sum(record.seconds for record in ranked)
+        stopped = [r for r in ranked if r.state == "stopped" and r.epochs]
         saved = sum(r.seconds / r.epochs * (self.epochs - r.epochs) for r in stopped)
         stopping, log = config.search.early_stopping, self._log()
         return [
@@ -405,7 +415,7 @@ class Page:
     def _rungs(self, stopping: Asha | Median) -> list[tuple[str, str]]:
         """How well the score at each rung predicts the final error (Spearman's ρ). Only over completed trials, so it
         leaves out those that early stopping judged worst."""
-        errors = {record.number: record.error_rate for record in self.scored if record.state == "completed"}
+        errors = {record.number: record.error_rate for record in self.verdict.scored if record.state == "completed"}
         trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.number in errors]
         found = []
         for epoch in sorted({epoch for trial in trials for epoch in trial.intermediate_values}):

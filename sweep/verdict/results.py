@@ -14,7 +14,7 @@ from sweep.search.records import TrialRecord
 from sweep.search.search import Search
 from sweep.tensorboard.sweep_writer import SweepWriter
 from sweep.verdict import pictures
-from sweep.verdict.leaderboard import as_csv, as_markdown, table
+from sweep.verdict.leaderboard import SHOWN, as_csv, as_markdown, table
 from sweep.verdict.page import write_page
 from sweep.verdict.verdict import Verdict
 from sweep.wording import faults
@@ -72,8 +72,8 @@ class Results:
             shown = [index for index, column in enumerate(columns) if column not in hidden]
             narrow = [[row[index] for index in shown] for row in (columns, *rows)]
             self._writer.leaderboard(as_markdown(narrow[0], narrow[1:]), self._ended)
-        if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked):
-            picture = pictures.error_over_learning_rate(ranked, self._config)
+        if any("optimizer.lr" in record.values and record.error_rate is not None for record in ranked[:SHOWN]):
+            picture = pictures.error_over_learning_rate(ranked[:SHOWN], self._config)
             self._writer.image("sweep/error_over_learning_rate", picture, self._ended)
 
     def _link_top(self, ranked: Iterable[TrialRecord]) -> None:

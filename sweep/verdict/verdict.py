@@ -16,6 +16,7 @@ from sweep.config import SweepConfig
 from sweep.config.workplace import Workplace
 from sweep.search.records import TrialRecord
 from sweep.search.search import Search
+from sweep.verdict.leaderboard import SHOWN
 from sweep.verdict.misreadings import Misreadings
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.wording.formatting import percent, span
@@ -93,10 +94,10 @@ class Verdict:
         return decoded.numpy(), ~ctc.exact_matches(decoded, torch.from_numpy(pool.labels)).numpy()
 
     def _readings(self) -> list[Reading]:
-        """The readings of the validation images, best trial first, of the trials whose best.pt exists."""
+        """The readings of the validation images, best trial first, of the shown trials whose best.pt exists."""
         if self.pool is None:
             return []
-        read = [(record, self._read(record, "readings", self.pool)) for record in self.scored]
+        read = [(record, self._read(record, "readings", self.pool)) for record in self.scored[:SHOWN]]
         found = [(record, *both) for record, both in read if both is not None]
         p_values = holm([p_value(found[0][2], wrong) for _, _, wrong in found[1:]])
         return [Reading(*what, p) for what, p in zip(found, [None, *p_values], strict=False)]
@@ -216,7 +217,7 @@ def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> lis
     if not equals:
         rest = f" and {len(beaten) - 1} more" if len(beaten) > 1 else ""
         return [f"It beats {beaten[0].record.name}{rest} {where} ({worst})."]
-    names = ", ".join(other.record.name[:4] for other in equals)
+    names = listed([other.record.name[:4] for other in equals])
     least = min(other.p or 0.0 for other in equals)
     p = f"p {'=' if len(equals) == 1 else '≥'} {least:.2g}"
     rest = f", but it beats {len(beaten)} more ({worst})" if beaten else ""
