@@ -258,12 +258,13 @@ def test_a_node_without_the_sweeps_folder_is_found_before_anything_starts(
 
 
 @pytest.mark.cluster
-def test_a_sweep_uses_all_nodes_and_ends_with_its_report_when_the_cluster_is_lost(
+def test_a_sweep_uses_a_node_that_joins_and_ends_with_its_report_when_the_cluster_is_lost(
     own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_into_variable(home, monkeypatch)
-    own_cluster.add_node()
     sweep = start("r", "--address", own_cluster.address, **LONG)
+    wait_for(lambda: trained_at_once(tmp_path / "r") == 1)
+    own_cluster.add_node()
     wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     own_cluster.end(own_cluster.nodes[0])
     code, printed = sweep.wait(60)

@@ -57,7 +57,7 @@ def test_a_hundred_local_trials_hold_no_more_than_twenty(tmp_path: Path, cache: 
     workplace = Workplace(tmp_path, cache, threads=1, gpus=0)
     probe = Probe()
     search = Search(config, tmp_path / "study.db", (probe, Reporter(config, workplace)))
-    in_process.run(search, lambda record: Trial(config, workplace, record), at_once=2)
+    in_process.run(search, lambda record: Trial(config, workplace, record), at_once=lambda: 2)
     after_20, after_100 = probe.seen[19], probe.seen[99]
     print(f"after 20 trials {after_20}, after 100 {after_100}")
     assert after_100["threads"] <= after_20["threads"]

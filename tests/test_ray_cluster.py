@@ -286,7 +286,7 @@ def test_a_sweep_that_loses_ray_while_rays_own_code_joins_it_says_how_to_go_on_a
     family = sweep.family()
     assert f"Ray's own process {name} has ended" in assert_interrupted(sweep, family)
     assert list(temporary.iterdir()) == []
-    code, printed = resume(root, "--quiet")
+    code, printed = resume_local(root, "--quiet").wait()
     assert code == 0, printed
     assert {row["state"] for row in leaderboard(root)} == {"completed"}
     assert_curves_without_scars(root)

@@ -120,7 +120,7 @@ def test_an_interruption_during_a_write_to_the_study_waits_for_it_and_locks_noth
     event.listen(Engine, "commit", interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            in_process.run(search, lambda record: Trial(trial.base, trial.workplace, record), at_once=1)
+            in_process.run(search, lambda record: Trial(trial.base, trial.workplace, record), at_once=lambda: 1)
     finally:
         event.remove(Engine, "commit", interrupt)
     search.interrupt()

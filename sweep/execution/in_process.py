@@ -8,8 +8,8 @@ from sweep.search.records import TrialRecord
 from sweep.search.search import Search
 
 
-def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: int) -> None:
-    """Trains up to `at_once` trials in turns of one epoch; 1 runs them one after another.
+def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: Callable[[], int]) -> None:
+    """Trains up to `at_once()` trials in turns of one epoch; 1 runs them one after another.
 
     The next turn goes to the trial with the fewest epochs, so that a resumed search continues in the same order. Ctrl-C
     may interrupt a trial anywhere, but is deferred while the search is called, because that writes the study.
@@ -18,7 +18,7 @@ def run(search: Search, make_trial: Callable[[TrialRecord], Trial], at_once: int
     try:
         while not search.exhausted:
             with held_back():
-                while len(live) < at_once and (record := search.ask()) is not None:
+                while len(live) < at_once() and (record := search.ask()) is not None:
                     live[record.number] = make_trial(record)
             number = min(live, key=lambda number: (search.records[number].epochs, number), default=None)
             if number is not None:

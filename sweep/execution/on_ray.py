@@ -4,6 +4,9 @@ Ray starts, places and restarts processes. `Search` suggests values, stops trial
 searcher and scheduler only forward to it. A restarted trial resumes from its own checkpoint, not from Ray's.
 """
 
+import math
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -24,13 +27,15 @@ with collector_paused():
     from sweep.execution.interrupts import held_back, passed_to_tune
     from sweep.execution.ray_cluster import RayCluster, RayLost
     from sweep.execution.trial import Trial, keep_to_share
-    from sweep.machine.resources import Allotment
+    from sweep.execution.width import Width
+    from sweep.machine.resources import Allotment, room
     from sweep.search.records import TrialRecord
     from sweep.search.search import Search
     from sweep.wording.faults import last_error
 
 ray_compat.share_workers()
 
+_COUNTED_EACH = 1.0  # seconds after which the cluster's nodes are counted again
 _NODE_DIED = "its node has died"  # in Ray's reason for the death of an actor
 
 
@@ -70,22 +75,28 @@ class _HasSearch:
     _search: Search
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_search", "_cluster")}
+        return {key: value for key, value in vars(self).items() if key not in ("_search", "_width", "_cluster")}
 
 
 class _Suggestions(_HasSearch, Searcher):
-    """Tune searcher that asks `Search` for the next trial."""
+    """Tune searcher that asks `Search` for the next trial if one more may run."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, width: Width, allotment: Allotment) -> None:
         super().__init__()
-        self._search = search
+        self._search, self._width, self._allotment = search, width, allotment
+        self._room, self._counted = 0, -math.inf
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if time.monotonic() >= self._counted + _COUNTED_EACH:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self._room = room(self._allotment, ((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes))
+            self._counted = time.monotonic()
         with held_back():
-            record = self._search.ask()
+            wide = self._search.running < self._width.at_once(self._room)
+            record = self._search.ask() if wide else None
         if record is not None:
             return asdict(record)
-        return str(Searcher.FINISHED) if self._search.exhausted else None
+        return str(Searcher.FINISHED) if wide and self._search.exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Does nothing: the scheduler has already reported to the search."""
@@ -129,6 +140,7 @@ def run(
     config: SweepConfig,
     workplace: Workplace,
     allotment: Allotment,
+    width: Width,
     cluster: RayCluster,
     give_up: Callable[[str], None],
     trainable: type[tune.Trainable] = RayTrial,
@@ -139,7 +151,7 @@ def run(
     try:
         cluster.wait()
         with cluster.watched(give_up), passed_to_tune():
-            _tuner(search, config, workplace, allotment, cluster, trainable).fit()
+            _tuner(search, config, workplace, allotment, width, cluster, trainable).fit()
     except RayLost as error:
         search.halted = str(error)
 
@@ -149,6 +161,7 @@ def _tuner(
     config: SweepConfig,
     workplace: Workplace,
     allotment: Allotment,
+    width: Width,
     cluster: RayCluster,
     trainable: type[tune.Trainable],
 ) -> tune.Tuner:
@@ -158,10 +171,10 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(of_sweep, {"cpu": allotment.cpus, "gpu": allotment.gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(search),
+            search_alg=_Suggestions(search, width, allotment),
             scheduler=_Decisions(search, cluster, partial(cut_pool, config, workplace.pools)),
-            num_samples=search.most * (config.search.max_failures + config.search.max_node_losses + 1),
-            max_concurrent_trials=allotment.at_once,
+            num_samples=-1,  # until the searcher says that it has finished
+            max_concurrent_trials=sys.maxsize,  # the searcher decides; without it Tune starts one after the other
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,

@@ -23,6 +23,7 @@ from sweep.config import (
     parse_settings,
     split_at_commas,
 )
+from sweep.config.want import WANT
 from sweep.execution import folders, interrupts, own_images, ray_compat
 from sweep.machine.cpus import check_shares, usable_cpus
 from sweep.wording import faults
@@ -122,6 +123,8 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
         given = [f"--{key}" for key in ("set", "trial", "name", "dry_run", "images") if getattr(options, key)]
         if given or options.config != QUICKSTART:
             raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
+        if options.trials is not None and (options.resume / WANT).exists():
+            raise ConfigError([f"--trials: cannot be used beside {options.resume / WANT}, which says how many trials"])
         source = options.resume / "sweep.yaml"
         if not source.is_file():
             raise ConfigError(

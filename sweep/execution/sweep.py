@@ -20,6 +20,7 @@ from sweep.config.workplace import Workplace
 from sweep.execution import bus_error, dry_run, folders, in_process, interrupts, start_weights
 from sweep.execution.start import Request
 from sweep.execution.trial import Trial
+from sweep.execution.width import Width
 from sweep.machine import machine_file
 from sweep.machine.resources import Allotment, Machine, allot, this_machine, together
 from sweep.search.samplers import trial_count
@@ -172,15 +173,19 @@ class Sweep:
         terminal.search_begins(search)
         for record in search.finished:
             reporter.ended(record)
+        width = Width(
+            self.workplace.root, search, terminal, self.allotment.at_once, config.search.max_concurrent == "auto"
+        )
+        width.at_once()  # reads want.yaml, which may ask for more trials than have ended
         if search.exhausted:
             terminal.say("nothing is left to do: all trials of this sweep have ended", at=0)
         elif self.cluster is None:
             with bus_error.answered(self._give_up_without_image):
-                in_process.run(search, lambda record: Trial(config, self.workplace, record), self.allotment.at_once)
+                in_process.run(search, lambda record: Trial(config, self.workplace, record), width.at_once)
         else:
             from sweep.execution import on_ray  # imports Ray, which --local does without
 
-            on_ray.run(search, config, self.workplace, self.allotment, self.cluster, self._give_up)
+            on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, self._give_up)
 
     def _give_up_without_image(self) -> None:
         cut = bus_error.cut_pool(self.config, self.workplace.pools)

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,12 @@ def allot(config: SweepConfig, machine: Machine, trials: int, local: bool, nodes
     return Allotment(cpus, gpus, at_once, machine.cpus)
 
 
+def room(allotment: Allotment, places: Iterable[tuple[float, float]]) -> int:
+    """How many trials fit on places with these CPUs and GPUs."""
+    fits = (min(_times(cpus, allotment.cpus), _times(gpus, allotment.gpus)) for cpus, gpus in places)
+    return sum(fits)
+
+
 def _that_fit(config: SweepConfig, nodes: Sequence[Machine]) -> list[Machine]:
     """The nodes that have what one trial asks for. Raises ConfigError if there is none."""
     asked = {key: share for key in ("cpus", "gpus") if (share := getattr(config.resources, key)) != "auto"}
@@ -129,7 +135,7 @@ def _that_fit(config: SweepConfig, nodes: Sequence[Machine]) -> list[Machine]:
     return fit
 
 
-def _times(there: int, each: float) -> int:
+def _times(there: float, each: float) -> int:
     """How often a share fits; without limit if it is 0."""
     return int(there / each + 1e-9) if each else sys.maxsize
 

@@ -117,7 +117,8 @@ class Search:
                 self._observed.add(trial)
                 if not trial.state.is_finished():
                     self._again.append(trial.number)
-        self.trials = max(trial_count(config.search), self._searched)
+        self.trials = 0
+        self.resize(None)
         self._given = [completed(config.search.space, point) for point in config.search.points]
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
@@ -156,6 +157,17 @@ class Search:
                     f"{', '.join(CHANGEABLE)}; for another sweep: --config {file} and a new --name"
                 ]
             )
+
+    def resize(self, trials: int | None) -> None:
+        """Sets how many trials to search, `search.trials` for None: at most the points of the space, and no fewer than
+        there are already."""
+        wanted = trial_count(self.config.model_copy(update={"trials": trials or self.config.trials}))
+        self.trials = max(wanted, self._searched)
+
+    @property
+    def running(self) -> int:
+        """How many trials run now."""
+        return len(self._live)
 
     def ask(self) -> TrialRecord | None:
         """The next trial to run: one to resume or retry, then a new one, then a replicate. None if there is none now;

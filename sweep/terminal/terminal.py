@@ -135,6 +135,13 @@ class Terminal:
         self._epochs_before = self._epochs_done
         self.live(self._status(), search.most * search.epochs)
 
+    def resized(self, search: Search, line: str) -> None:
+        """Prints the line, and counts on the search's new number of trials."""
+        self.say(line, at=0)
+        self._trials = search.most
+        if self._progress is not None:
+            self._progress.update(self._task, total=search.most * search.epochs, description=self._status())
+
     def _count(self, trial: int, epochs: int) -> None:
         self._epochs_done += epochs - self._epochs.get(trial, 0)
         self._epochs[trial] = epochs

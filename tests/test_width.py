@@ -1,0 +1,86 @@
+"""The file want.yaml widens and narrows a sweep while it runs."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from sweep.run import main
+from tests.processes import Start, StartLocal, resume_local, wait_for
+from tests.results import leaderboard
+
+LONG = {"training.epochs": 40, "search.trials": 2, "search.early_stopping": "none"}
+
+
+def want(root: Path, text: str) -> None:
+    (root / "want.yaml").write_text(text)
+
+
+def begun(root: Path) -> list[str]:
+    return sorted(path.name[:4] for path in root.glob("trials/*"))
+
+
+def test_a_running_sweep_is_widened_and_narrowed_again(local: StartLocal, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    sweep = local("r", **{**LONG, "training.epochs": 2000})
+    wait_for(lambda: begun(root) == ["0000"])
+    want(root, "trials: 4\nat_once: 3\n")
+    wait_for(lambda: begun(root) == ["0000", "0001", "0002"])
+    assert "want.yaml: 4 trials, at once 3" in sweep.output.read_text()
+    want(root, "trials: 1\n")
+    wait_for(lambda: "want.yaml: 3 trials, at once as before" in sweep.output.read_text())
+    time.sleep(0.5)
+    assert begun(root) == ["0000", "0001", "0002"]
+
+
+def test_a_sweep_that_has_ended_goes_on_with_as_many_trials_as_want_yaml_says(
+    local: StartLocal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, few = tmp_path / "r", {**LONG, "training.epochs": 1, "data.train_images": 32}
+    code, printed = local("r", **few).wait()
+    assert code == 0, printed
+    want(root, "{trials: 3}")
+    code, printed = resume_local(root).wait()
+    assert code == 0, printed
+    assert [row["state"] for row in leaderboard(root)] == ["completed"] * 3
+    assert main(["--resume", str(root), "--trials", "5", "--local"]) == 2
+    assert capsys.readouterr().err == (
+        f"--trials: cannot be used beside {root / 'want.yaml'}, which says how many trials\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trials: many", "want.yaml: trials must be a whole number, got 'many'"),
+        ("at_once: 0", "want.yaml: at_once must be at least 1, got 0"),
+        ("trail: 4", "want.yaml: trail is an unknown key"),
+        ("- 4", "want.yaml: it holds a list"),
+        ("trials: [", "want.yaml: this is no YAML"),
+        ("", "want.yaml: it is empty"),
+    ],
+)
+def test_a_wrong_file_is_said_once_and_changes_nothing(local: StartLocal, tmp_path: Path, text: str, said: str) -> None:
+    root = tmp_path / "r"
+    sweep = local("r", **{**LONG, "training.epochs": 30, "data.train_images": 32})
+    wait_for(lambda: begun(root))
+    want(root, text)
+    code, printed = sweep.wait()
+    assert code == 0, printed
+    assert printed.count(said) == 1, printed
+    assert printed.count("the sweep goes on as before") == 1
+    assert len(leaderboard(root)) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_runs_as_many_at_once_as_want_yaml_says_and_as_there_is_room_for(
+    start: Start, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    sweep = start("r", "--set=resources.cpus=0.5", "--set=search.max_concurrent=1", **{**LONG, "search.trials": 9})
+    wait_for(lambda: len(begun(root)) == 1)
+    want(root, "{at_once: 3}")
+    wait_for(lambda: len(begun(root)) == 3)
+    code, printed = sweep.wait()
+    assert code == 0, printed
+    assert len(leaderboard(root)) == 9
