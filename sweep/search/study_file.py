@@ -67,6 +67,19 @@ def copied(path: Path) -> RDBStorage:
         return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=True)
 
 
+def snapshot(path: Path) -> bytes:
+    """The contents of the file at a moment between two changes, also while a sweep writes to it.
+
+    SQLite reads them: a plain `open` and `close` would drop the locks that SQLite holds on the file in this process.
+    """
+    patience = _Patience(path, _READERS_PATIENCE, lambda _: None)
+    with closing(_connect(path, "ro", patience)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # takes the read lock
+        return connection.serialize()
+
+
 def reopen(storage: RDBStorage, trial_id: int) -> None:
     """Turns an ended trial into a running one without intermediate values, by SQL: Optuna has no function for it."""
     with storage.engine.begin() as connection:
