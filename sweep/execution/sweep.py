@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sweep.execution.start import Request
 from sweep.execution.storage import STUDY, Storage
 from sweep.execution.trial import Trial
 from sweep.machine import machine_file
+from sweep.machine.file_systems import is_on_network
 from sweep.machine.resources import Allotment, Machine, allot, this_machine, together
 from sweep.search import study_file
 from sweep.search.samplers import trial_count
@@ -155,10 +157,12 @@ class Sweep:
         # UTF-8 even if the locale has another encoding.
         log = logging.FileHandler(root / "sweep.log", encoding="utf-8", errors="backslashreplace", delay=True)
         logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+        working = self._study_on_disk()
         self.search = Search(
             self.config,
-            root / "study.db",
+            root / STUDY,
             retry_failed=options.retry_failed,
+            working=working,
             tell=lambda line: terminal.say(line, at=0),
         )
         remove_leftovers(root)
@@ -175,9 +179,17 @@ class Sweep:
             self.closing.callback(self.board.close)
         self.reporter = Reporter(self.config, self.workplace)
         if self.storage is not None:
-            study = partial(study_file.snapshot, root / STUDY)
+            study = partial(study_file.snapshot, working or root / STUDY)
             self.mirror = Mirror(self.storage, root, study, lambda line: terminal.say(line, at=0))
             self.closing.callback(self.mirror.close)
+
+    def _study_on_disk(self) -> Path | None:
+        """Where the study lies while the sweep runs, if not in the sweep's folder, because that is on a network file
+        system."""
+        if not is_on_network(self.workplace.root) or is_on_network(Path(tempfile.gettempdir())):
+            return None
+        folder = tempfile.TemporaryDirectory(prefix="crnn-sweep-study-", ignore_cleanup_errors=True)
+        return Path(self.closing.enter_context(folder), STUDY)
 
     def _run_trials(self) -> None:
         """Renders missing images, then runs the trials that have not ended."""

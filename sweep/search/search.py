@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,8 +60,9 @@ class Search:
     in the SQLite file `database`, or in memory without one.
 
     The database of an earlier search is continued: trials that had not ended are given out first, with `retry_failed`
-    also those that failed. `read_only` works on a copy. `tell` prints a line on the terminal. Raises ConfigError if the
-    database is damaged or belongs to another config.
+    also those that failed. `read_only` works on a copy in memory. With `working`, the search works on a copy of that
+    name, which replaces the database after each decision. `tell` prints a line on the terminal. Raises ConfigError if
+    the database is damaged or belongs to another config.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Search:
         listeners: tuple[Listener, ...] = (),
         *,
         read_only: bool = False,
+        working: Path | None = None,
         retry_failed: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -83,7 +86,10 @@ class Search:
         self._alone: list[int] = []  # trials that ran out of memory: retried when no other trial runs
         storage: RDBStorage | None = None
         if database is not None:
-            storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
+            storage = study_file.copied(database) if read_only else study_file.storage(database, tell, working)
+        self._publish: Callable[[], None] = lambda: None
+        if database is not None and working is not None:
+            self._publish = partial(study_file.publish, working, database)
         with study_file.readable(database) if database else nullcontext():
             if storage is not None and retry_failed:
                 self._reopen_failed(storage)
@@ -106,6 +112,7 @@ class Search:
                     self._again.append(trial.number)
         self.trials = max(trial_count(config.search), len(self._searched))
         self._given = [completed(config.search.space, point) for point in config.search.points]
+        self._publish()
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
         """Resets the failed trials of the study to unfinished ones without any epoch."""
@@ -381,6 +388,7 @@ class Search:
         """Stores the record in one write, so that after a crash the study has all of an epoch or nothing of it."""
         if record.number in self._live:
             self._live[record.number].set_user_attr("record", asdict(record))
+            self._publish()
         self.records[record.number] = record
 
     def _release(self, record: TrialRecord) -> None:
@@ -399,6 +407,7 @@ class Search:
         final = _FINAL_STATES[record.state]
         value = record.score(self.config.metric) if final == TrialState.COMPLETE else None
         self._study.tell(trial, value, state=final)
+        self._publish()
         for listener in self.listeners:
             listener.ended(record)
 
