@@ -17,11 +17,13 @@ from typing import Any
 
 import boto3
 import pytest
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
+from sweep.execution.mirror import Mirror
 from sweep.execution.storage import Storage
 from sweep.run import main
 from tests.processes import SETTINGS, LocalSweep, StartLocal, sets, wait_for
-from tests.results import assert_curves_without_scars, assert_nothing_left_over, curves, decided
+from tests.results import assert_curves_without_scars, assert_nothing_left_over, curves, decided, runs
 
 FEW: dict[str, Any] = {"search__trials": 2, "training__epochs": 3, "data__train_images": 96}
 
@@ -141,6 +143,36 @@ def test_a_storage_gives_back_what_it_was_given(scheme: str, server: Server, tmp
     assert set(storage.names()) == {"z"}
 
 
+def test_what_the_study_and_checkpoints_speak_of_is_uploaded_before_them(tmp_path: Path) -> None:
+    """So that a copy can go on whenever the sweep is killed."""
+    order: list[str] = []
+
+    class Recorded(Storage):
+        def put(self, name: str, data: bytes) -> None:
+            order.append(name)
+            super().put(name, data)
+
+        def remove(self, name: str) -> None:
+            order.append(f"without {name}")
+            super().remove(name)
+
+    def write(name: str) -> None:
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+
+    def study() -> bytes:
+        write("trials/0000/0_late")  # a trial goes on while the study is read
+        return b"study"
+
+    uri = f"file://{tmp_path}/copy"
+    Storage.open("--sync-to", uri).put("trials/0000/epoch_0001.pt", b"")
+    for name in ("trials/0000/epoch_0002.pt", "tensorboard/0000/events", "trials/0000/best.pt"):
+        write(name)
+    assert Mirror(Recorded.open("--sync-to", uri), tmp_path / "root", study, print).finish(60) is None
+    assert order[:3] == ["tensorboard/0000/events", "trials/0000/0_late", "trials/0000/best.pt"]
+    assert order[3:6] == ["trials/0000/epoch_0002.pt", "study.db", "without trials/0000/epoch_0001.pt"]
+
+
 @pytest.fixture(scope="module")
 def ended(server: Server, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep that has ended, and is in the storage as `ended`."""
@@ -157,6 +189,19 @@ def test_at_the_end_a_sweeps_folder_and_its_copy_are_equal(ended: Path, server: 
     assert_equal(server.files("ended"), ended)
     assert_nothing_left_over(ended)
     assert "SECRET" not in (ended / "sweep.log").read_text() + (ended.parent / "printed.txt").read_text()
+
+
+def test_tensorboard_reads_the_copy(ended: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "SECRET"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{server.port}")
+    printed = Storage("s3://bucket/ended", None, "bucket/ended").notes[-1]
+    (folder,) = re.findall(r"tensorboard --logdir (\S+) \(with boto3\)", printed)
+    found = EventMultiplexer().AddRunsFromDirectory(folder).Reload()
+    assert set(found.Runs()) == set(runs(ended))
+    assert {run: found.Scalars(run, "epoch/loss") for run in found.Runs() if run != "_sweep"} == {
+        run: events.Scalars("epoch/loss") for run, events in runs(ended).items() if run != "_sweep"
+    }
 
 
 def test_another_disk_can_be_the_storage(local: StartLocal, tmp_path: Path) -> None:

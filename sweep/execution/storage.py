@@ -29,6 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 _PASSWORD = re.compile(r"(://[^/@]*:)[^/@]*@")
 _ATOMIC = {"s3", "gcs", "abfs"}  # an object is there when it is whole; other file systems need a temporary name
 _DEFAULTS = {"gs": "?retry_limit_seconds=30", "gcs": "?retry_limit_seconds=30"}  # 15 minutes otherwise
+_BOARD_NEEDS = {"s3": "boto3", "gs": "gcsfs"}  # packages with which TensorBoard reads URIs, without options
 _AWS_ERROR = re.compile(r".*AWS Error \w+ during \w+ operation: (?:curlCode: \d+, )?", re.DOTALL)
 
 Answer = TypeVar("Answer")
@@ -62,6 +63,15 @@ class Storage:
     @property
     def shown(self) -> str:
         return shown(self.uri)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the terminal: where the copy is, and the command for TensorBoard if that can read it."""
+        lines = [f"  copied to    {self.shown}"]
+        package = _BOARD_NEEDS.get(self.uri.partition("://")[0])
+        if package is not None and not set(self.uri) & set("?@'"):
+            lines.append(f"               tensorboard --logdir {self.uri.rstrip('/')}/tensorboard (with {package})")
+        return lines
 
     def names(self) -> Iterator[str]:
         """The files in the storage."""

@@ -75,7 +75,7 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
         resume += f" --address {options.address}"
     if request.storage is not None:
         resume += f" --sync-to {shlex.quote(request.storage.shown)}"
-        notes.append(f"  copied to    {request.storage.shown}")
+        notes += request.storage.notes
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
     machine = together(members) if members else machine
