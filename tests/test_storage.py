@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from sweep.execution.mirror import Mirror
 from sweep.execution.storage import Storage
 from sweep.run import main
+from sweep.search.records import TrialRecord
 from tests.processes import SETTINGS, LocalSweep, StartLocal, sets, wait_for
 from tests.results import assert_curves_without_scars, assert_nothing_left_over, curves, decided, runs
 
@@ -173,6 +174,42 @@ def test_what_the_study_and_checkpoints_speak_of_is_uploaded_before_them(tmp_pat
     assert order[3:6] == ["trials/0000/epoch_0002.pt", "study.db", "without trials/0000/epoch_0001.pt"]
 
 
+def test_the_copy_of_a_new_sweep_can_go_on_before_any_trial_is_in_it(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Recorded(Storage):
+        def put(self, name: str, data: bytes) -> None:
+            order.append(name)
+            super().put(name, data)
+
+    (tmp_path / "root" / "tensorboard" / "_sweep").mkdir(parents=True)
+    for name in ("sweep.yaml", "tensorboard/_sweep/events"):
+        (tmp_path / "root" / name).touch()
+    storage = Recorded.open("--sync-to", f"file://{tmp_path}/copy")
+    assert Mirror(storage, tmp_path / "root", lambda: b"study", print).finish(60) is None
+    assert order == ["study.db", "sweep.yaml", "tensorboard/_sweep/events"]
+
+
+def test_the_study_is_uploaded_with_the_files_of_all_trials_that_run(tmp_path: Path) -> None:
+    """It has a trial's epoch before anybody hears of that."""
+    root, copy, study = tmp_path / "root", tmp_path / "copy", [b"0"]
+    records = [TrialRecord(number, f"000{number}", {}) for number in range(2)]
+    for record in records:
+        (root / "trials" / record.name).mkdir(parents=True)
+    mirror = Mirror(Storage.open("--sync-to", f"file://{copy}"), root, lambda: study[0], print)
+    for record in records:
+        mirror.started(record)
+    (root / "trials" / "0000" / "first").touch()
+    mirror.reported(records[0])
+    wait_for((copy / "trials" / "0000" / "first").exists)
+    (root / "trials" / "0001" / "second").touch()
+    study[0] = b"1"
+    mirror.reported(records[0])
+    wait_for(lambda: (copy / "study.db").read_bytes() == b"1")
+    assert (copy / "trials" / "0001" / "second").exists()
+    assert mirror.finish(60) is None
+
+
 @pytest.fixture(scope="module")
 def ended(server: Server, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep that has ended, and is in the storage as `ended`."""
@@ -205,9 +242,19 @@ def test_tensorboard_reads_the_copy(ended: Path, server: Server, monkeypatch: py
 
 
 def test_another_disk_can_be_the_storage(local: StartLocal, tmp_path: Path) -> None:
+    """Also one that has a part of the sweep, because the first upload was cut."""
     code, printed = local("disk", "--sync-to", f"file://{tmp_path}/a%20b/copy", **FEW).wait()
     assert code == 0, printed
     assert_equal(files_here(tmp_path / "a b" / "copy"), tmp_path / "disk")
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "disk" / "trials", cut / "trials")
+    shutil.copy(tmp_path / "disk" / "sweep.yaml", cut)
+    resume = ["--local", "--quiet", "--resume", str(tmp_path / "disk")]
+    assert main([*resume, "--sync-to", f"file://{cut}"]) == 0
+    assert_equal(files_here(cut), tmp_path / "disk")
+    (cut / "study.db").unlink()
+    (cut / "sweep.yaml").write_text("another sweep's")
+    assert main([*resume, "--sync-to", f"file://{cut}"]) == 2
 
 
 def test_a_sweep_killed_again_and_again_goes_on_from_its_copy_on_another_machine(

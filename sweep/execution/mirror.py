@@ -21,8 +21,8 @@ class Superseded(Exception):
 
 
 class Mirror:
-    """Listener of the search. Uploads a trial's changed files after each of its epochs and when it ends or is released,
-    together with the files of the sweep, and removes from the storage what was removed here.
+    """Listener of the search. When a trial ends an epoch, ends or is released, it uploads the changed files of all
+    trials that run and those of the sweep, and removes from the storage what was removed here.
 
     A thread of its own uploads, so that no trial waits, also if the storage does not answer for hours: it is tried
     again until it does. `study` gives the contents of study.db.
@@ -40,7 +40,8 @@ class Mirror:
         self._studies = {storage.study}  # of those that were there before, or that this sweep may have sent
         self._seen: tuple[int, int] | None = None  # stamp of the study in the storage
         self._looked = 0.0  # when that was looked at
-        self._trials: set[str] = set()  # that have changed
+        self._running: set[str] = set()  # trials, all of which an upload of the study must look at
+        self._trials: set[str] = set()  # that ran since the last upload
         self._lock = threading.Lock()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._abandoned = self._done = False
@@ -51,16 +52,19 @@ class Mirror:
         self._thread.start()
 
     def started(self, record: TrialRecord) -> None:
-        self.reported(record)
-
-    def released(self, record: TrialRecord) -> None:
-        self.reported(record)
-
-    def ended(self, record: TrialRecord) -> None:
-        self.reported(record)
+        with self._lock:
+            self._running.add(record.name)
+        self._wake.set()
 
     def reported(self, record: TrialRecord) -> None:
+        self._wake.set()
+
+    def released(self, record: TrialRecord) -> None:
+        self.ended(record)
+
+    def ended(self, record: TrialRecord) -> None:
         with self._lock:
+            self._running.discard(record.name)
             self._trials.add(record.name)
         self._wake.set()
 
@@ -97,7 +101,7 @@ class Mirror:
             self._wake.clear()
             everything = everything or self._ending.is_set()
             with self._lock:
-                trials, self._trials = self._trials, set()
+                trials, self._trials = self._trials | self._running, set()
             begin = time.monotonic()
             try:
                 self._upload(None if everything else trials)
@@ -137,6 +141,8 @@ class Mirror:
         before = files_of(self._root, trials)
         study = self._study()  # files that it speaks of are read later, and so are at least as new
         now = files_of(self._root, trials)
+        if not any(name.startswith("trials/") for name in now):
+            self._put_study(study)  # from now on the copy of a new sweep can go on
         for name in sorted((name for name in now if self._sent.get(name) != now[name]), key=_order):
             try:
                 data = (self._root / name).read_bytes()
@@ -144,16 +150,19 @@ class Mirror:
                 continue  # removed since
             self._put(name, data)
             self._sent[name] = now[name]
-        if (found := digest(study)) != self._study_sent:
-            self._studies.add(found)
-            self._put(STUDY, study)
-            self._study_sent = found
+        self._put_study(study)
         here = {*before, *now, STUDY}
         for name in [name for name in self._there if _is_of(trials, name) and name not in here]:
             self._require_own()
             self._storage.remove(name)
             self._there.discard(name)
             self._sent.pop(name, None)
+
+    def _put_study(self, study: bytes) -> None:
+        if (found := digest(study)) != self._study_sent:
+            self._studies.add(found)
+            self._put(STUDY, study)
+            self._study_sent = found
 
     def _put(self, name: str, data: bytes) -> None:
         self._require_own()

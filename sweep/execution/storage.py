@@ -231,8 +231,12 @@ def require_apart(option: str, storage: Storage, root: Path) -> None:
 def require_older(option: str, storage: Storage, root: Path, config: SweepConfig) -> None:
     """Raises ConfigError unless the storage holds an earlier state of the sweep in `root`, or nothing."""
     if STUDY not in storage.there:
-        require_free(option, storage)
-        return
+        settings = (root / "sweep.yaml").read_bytes()
+        if "sweep.yaml" not in storage.there or settings != answered(
+            option, storage.uri, lambda: storage.read("sweep.yaml")
+        ):
+            require_free(option, storage)
+        return  # nothing, or what a first upload that was cut has left
     from sweep.search.search import Search  # imports Optuna, which takes a second
 
     study = answered(option, storage.uri, lambda: storage.read(STUDY))
@@ -268,8 +272,8 @@ def fetch(option: str, storage: Storage, outputs: Path, name: str | None = None)
     require_apart(option, storage, root)
     if "sweep.yaml" not in storage.there:
         raise ConfigError([f"{option}: must be a sweep's storage, got {storage.shown!r}: there is no sweep.yaml in it"])
-    names = sorted(name for name in storage.there if not _is_hidden(name))
-    for each in names:
+    names = sorted(each for each in storage.there if not _is_hidden(each))
+    for each in storage.there:
         if ".." in each.split("/") or "\\" in each:
             raise ConfigError([f"{option}: must be a sweep's storage, got {storage.shown!r}: it holds {each!r}"])
     copy = outputs / f".{name}.{secrets.token_hex(8)}.tmp"
@@ -283,7 +287,7 @@ def fetch(option: str, storage: Storage, outputs: Path, name: str | None = None)
                 raise ConfigError(
                     [
                         f"{option}: {root} is there and differs from {storage.shown!r} in {_listed(differing)}; to go "
-                        f"on with the folder: --resume {root}; else move it away"
+                        f"on with the folder: --resume {root} --sync-to and this URI; else move it away"
                     ]
                 )
         else:
@@ -300,7 +304,7 @@ def fetch(option: str, storage: Storage, outputs: Path, name: str | None = None)
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/")[-1:])
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _is_unused(root: Path) -> bool:
