@@ -4,12 +4,13 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.system.streams import forgiving_streams
 from sweep.config import QUICKSTART
-from sweep.execution import start
+from sweep.execution import start, storage
 
 
 @forgiving_streams()
@@ -34,11 +35,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, optimizer.lr=3e-4")
     add("--trial", metavar="PATH=VALUE,…", help="run this one trial instead of a search")
     add("--trials", type=int, metavar="N", help="as --set search.trials=N; with --resume, extends a sweep")
-    to_resume = "go on with the sweep in this folder; without a folder: start the sweep NAME, or go on with it"
-    add("--resume", type=Path, nargs="?", const=True, metavar="FOLDER", help=to_resume)
+    to_resume = "go on with the sweep in this folder, or that of --sync-to URI; alone: start the sweep NAME, or go on"
+    add("--resume", type=_folder_or_uri, nargs="?", const=True, metavar="FOLDER", help=to_resume)
     add("--retry-failed", action="store_true", help="with --resume: run the trials that failed once more")
     add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
+    add("--sync-to", metavar="URI", help="copy the sweep's files there while it runs: s3://, gs://, file://, …")
     add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
     add("--dry-run", action="store_true", help="show config, space and five sampled trials; start nothing")
     where = "the Ray cluster: local (default) starts one of its own, auto or HOST:PORT joins one that runs"
@@ -51,12 +53,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _folder_or_uri(text: str) -> Path | str:
+    return text if storage.is_uri(text) else Path(text)
+
+
 def command() -> int:
     """Entry point of the process: runs `main`, then exits without waiting for Ray's own clean-up."""
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep is over: another Ctrl-C must not change the exit code
-    if "ray" in sys.modules:
-        os._exit(code)  # skips Ray's atexit handlers: a second to free what the kernel frees anyway
+    if "ray" in sys.modules or any(thread.name == storage.THREAD for thread in threading.enumerate()):
+        # Skips Ray's atexit handlers, a second to free what the kernel frees anyway; and pyarrow's, which wait for
+        # minutes for a storage that does not answer.
+        os._exit(code)
     return code  # --local: profilers and debuggers need a normal interpreter exit
 
 

@@ -20,6 +20,7 @@ from sweep.config.workplace import Workplace
 from sweep.machine.resources import Allotment
 from sweep.search.records import TrialRecord
 from sweep.search.search import Search
+from sweep.terminal.terminal import Terminal
 from tests.conftest import QUICKSTART
 from tests.processes import UNCONFIRMED
 
@@ -114,6 +115,7 @@ class Watch:
 def test_each_report_of_many_trials_at_once_is_answered_quickly(address: str, tmp_path: Path) -> None:
     from sweep.execution import on_ray
     from sweep.execution.ray_cluster import JoinedCluster
+    from sweep.execution.width import Width
 
     settings = {"search.searcher": "random", "search.trials": AT_ONCE, "search.early_stopping": "none"}
     config = load(QUICKSTART, UNCONFIRMED | settings | {"training.epochs": EPOCHS})
@@ -123,7 +125,8 @@ def test_each_report_of_many_trials_at_once_is_answered_quickly(address: str, tm
     try:
         workplace = Workplace(tmp_path, tmp_path / "pools", threads=1, gpus=0, elsewhere=True)
         allotment = Allotment(cpus=1, gpus=0, at_once=AT_ONCE, total_cpus=AT_ONCE)
-        on_ray.run(search, config, workplace, allotment, cluster, pytest.fail, idle_trainable())
+        width = Width(tmp_path, search, Terminal(config, tmp_path, resume="", verbosity=0), AT_ONCE)
+        on_ray.run(search, config, workplace, allotment, width, cluster, pytest.fail, idle_trainable())
     finally:
         cluster.close()
     assert [record.state for record in search.finished] == ["completed"] * AT_ONCE

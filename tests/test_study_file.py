@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,9 +21,11 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweep.config import ConfigError, SweepConfig, load
+from sweep.machine import file_systems
 from sweep.report import main as report
 from sweep.run import main
 from sweep.search import study_file, study_tables
+from sweep.search.records import TrialRecord
 from sweep.search.search import Search
 from tests.conftest import QUICKSTART
 from tests.processes import FORKS, UNCONFIRMED, LocalSweep, resume_local, wait_for
@@ -448,3 +451,100 @@ def test_a_changed_config_is_refused_unless_a_resume_can_honour_it(tmp_path: Pat
             with pytest.raises(ConfigError) as refused:
                 Search(config(**{key.replace(".", "__"): value}), tmp_path / "study.db", read_only=read_only)
             assert f"sweep.yaml: {key} must be as in the sweep's beginning" in str(refused.value)
+
+
+def test_a_sweep_on_a_network_file_system_works_on_a_copy_of_its_study(
+    root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it doesn't wait for another program that holds the study, and the study has all of it in the end."""
+    disk = tmp_path_factory.mktemp("disk")
+    (tmp_path / "mounts").write_text(f"/dev/disk / ext4 rw 0 0\nserver:/runs {root.parent} nfs4 rw 0 0\n")
+    monkeypatch.setattr(file_systems, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    monkeypatch.setattr(study_file, "_PATIENCE", 1.0)
+    with held(root / "study.db", "BEGIN EXCLUSIVE", seconds=600):
+        assert main(["--local", "--quiet", "--resume", str(root), "--trials", "2"]) == 0
+    assert len(leaderboard(root)) == 2
+    assert report([str(root)]) == 0
+    assert list(disk.glob("crnn-sweep*")) == []
+
+
+def test_each_decision_is_in_the_study_before_anybody_hears_of_it_also_if_a_copy_is_worked_on(tmp_path: Path) -> None:
+    database, seen = tmp_path / "study.db", list[str]()
+
+    class Listener:
+        def __getattr__(self, event: str) -> Callable[[TrialRecord], None]:
+            def heard(record: TrialRecord) -> None:
+                kept = Search(config(), database, read_only=True)
+                assert kept.records[record.number] == record
+                seen.append(event)
+                if event == "ended":
+                    assert kept.finished == [record]
+
+            return heard
+
+    search = Search(config(), database, (Listener(),), working=tmp_path / "working.db")
+    for _ in range(2):
+        record = search.ask()
+        assert record is not None
+        search.fail(record.number, "it broke")
+    assert seen == ["started", "released", "started", "ended"]
+    (tmp_path / "working.db").unlink()
+    again = Search(config(), database, working=tmp_path / "another.db")
+    assert again.records == search.records
+    assert (again.ask() or record).number == 1
+
+
+def test_what_a_killed_sweep_left_beside_its_study_is_taken_into_the_copy(root: Path, tmp_path: Path) -> None:
+    """As a sweep leaves it that was killed on this file system before it worked on a copy."""
+    before = study_file.snapshot(root / "study.db")
+    connection = sqlite3.connect(root / "study.db", isolation_level=None)
+    connection.execute("PRAGMA cache_size = 1")  # writes pages to the file before the end of the transaction
+    connection.execute("BEGIN")
+    connection.execute("DELETE FROM trial_user_attributes")
+    connection.execute("CREATE TABLE much AS SELECT zeroblob(3000000)")
+    for name in ("study.db", "study.db-journal"):
+        shutil.copy(root / name, tmp_path / name)
+    connection.close()
+    for name in ("study.db", "study.db-journal"):
+        shutil.copy(tmp_path / name, root / name)
+    search = Search(load(root / "sweep.yaml"), root / "study.db", working=tmp_path / "working.db")
+    assert [record.state for record in search.records.values()] == ["completed"]
+    assert not (root / "study.db-journal").exists()
+    assert study_file.snapshot(root / "study.db") == before
+
+
+MOUNTED = """\
+/dev/vda / ext4 rw,relatime 0 0
+proc /proc proc rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+/dev/vdb /home/me/disk xfs rw 0 0
+10.0.0.1@tcp:/scratch /scratch lustre rw,flock 0 0
+//box/share /mnt/my\\040share cifs rw 0 0
+server:/old /covered nfs rw 0 0
+tmpfs /covered tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "network"),
+    [
+        ("/data/runs", "ext4", False),
+        ("/home/me/runs", "nfs4", True),
+        ("/home/me/disk/runs", "xfs", False),
+        ("/homes/runs", "ext4", False),
+        ("/scratch", "lustre", True),
+        ("/mnt/my share/x", "cifs", True),
+        ("/covered/x", "tmpfs", False),
+    ],
+)
+def test_network_file_systems_are_told_from_disks(
+    path: str, kind: str, network: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert file_systems.file_system(Path("/proc/self/x")) == "proc"
+    (tmp_path / "mounts").write_text(MOUNTED)
+    monkeypatch.setattr(file_systems, "MOUNTS", tmp_path / "mounts")
+    assert file_systems.file_system(Path(path)) == kind
+    assert file_systems.is_on_network(Path(path)) == network
+    monkeypatch.setattr(file_systems, "MOUNTS", tmp_path / "none")
+    assert not file_systems.is_on_network(Path(path))

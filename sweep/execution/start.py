@@ -24,7 +24,8 @@ from sweep.config import (
     split_at_commas,
 )
 from sweep.config.want import WANT
-from sweep.execution import folders, interrupts, own_images, ray_compat
+from sweep.execution import folders, interrupts, own_images, ray_compat, storage
+from sweep.execution.storage import Storage
 from sweep.machine.cpus import check_shares, usable_cpus
 from sweep.wording import faults
 
@@ -41,6 +42,7 @@ class Request:
     origin: tuple[Path, dict[str, Any], dict[str, Any] | None]  # the config's file, --set and --trial
     pools: Path
     roots: list[Path]  # where a new sweep may lie, in order of preference
+    storage: Storage | None  # of --sync-to
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,8 +85,20 @@ def _read_and_check(options: argparse.Namespace) -> Request:
         if options.name is None:
             raise ConfigError(["--resume: needs the FOLDER of a sweep, or --name of one to start or go on with"])
     for option in ("resume", "output_dir", "cache_dir"):
-        if (folder := getattr(options, option)) is not None:
+        if isinstance(folder := getattr(options, option), Path):
             setattr(options, option, folders.expanded(folder, f"--{option.replace('_', '-')}"))
+    place = None
+    if storage.is_uri(options.resume):
+        options.sync_to, place = options.resume, _fetched(options)
+    elif options.sync_to is not None:
+        place = Storage.open("--sync-to", options.sync_to)
+        if (
+            options.start_or_resume
+            and storage.STUDY in place.there
+            and not (options.output_dir / options.name).exists()
+        ):
+            storage.fetch("--sync-to", place, options.output_dir, options.name)
+    options.fetched = place is not None and bool(place.fetched)
     config, origin = _read(options)
     pools = folders.cache_folder(config)
     folders.refuse_pictures(pools, "data.cache" if options.cache_dir is None else "--cache-dir")
@@ -98,7 +112,29 @@ def _read_and_check(options: argparse.Namespace) -> Request:
     if options.address == "local":
         with blaming(*origin):
             check_shares(config, cpus=usable_cpus())
-    return Request(options, config, origin, pools, roots)
+    if place is not None:
+        _check_storage(place, options.resume or roots[0], options, config)
+    return Request(options, config, origin, pools, roots, place)
+
+
+def _fetched(options: argparse.Namespace) -> Storage:
+    """Fetches the sweep of `--resume URI`, and makes its folder the one to go on with. Raises ConfigError."""
+    _refuse_changes(options)
+    found = Storage.open("--resume", options.resume)
+    options.resume = storage.fetch("--resume", found, options.output_dir)
+    return found
+
+
+def _check_storage(place: Storage, root: Path, options: argparse.Namespace, config: SweepConfig) -> None:
+    """Raises ConfigError unless the storage can be written, and holds nothing or an earlier state of the sweep."""
+    storage.require_apart("--sync-to", place, root)
+    if (root / "sweep.yaml").is_file():
+        if not place.fetched:
+            storage.require_older("--sync-to", place, root, config)
+    else:
+        storage.require_free("--sync-to", place)
+    if not options.dry_run:
+        place.begin("--sync-to", config.yaml.encode())
 
 
 def _connect(address: str, closing: ExitStack) -> "RayCluster":
@@ -120,11 +156,7 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
     trial = None if options.trial is None else parse_settings("--trial", split_at_commas(options.trial))
     source = options.config
     if options.resume is not None:
-        given = [f"--{key}" for key in ("set", "trial", "name", "dry_run", "images") if getattr(options, key)]
-        if given or options.config != QUICKSTART:
-            raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
-        if options.trials is not None and (options.resume / WANT).exists():
-            raise ConfigError([f"--trials: cannot be used beside {options.resume / WANT}, which says how many trials"])
+        _refuse_changes(options)
         source = options.resume / "sweep.yaml"
         if not source.is_file():
             raise ConfigError(
@@ -148,10 +180,20 @@ def _read(options: argparse.Namespace) -> tuple[SweepConfig, tuple[Path, dict[st
 
     config = load(source, settings, trial, to_resume=options.resume is not None, tell=tell)
     own = options.output_dir / config.data.cache if config.data.cache else folders.default_cache(options.output_dir)
+    if options.fetched and options.cache_dir is None and not own.is_dir():  # another machine's
+        own = folders.default_cache(options.output_dir)
     data = config.data.model_copy(update={"cache": str(own)})
     origin = source, settings, trial
     with blaming(*origin):
         return named_files.pinned(config.model_copy(update={"data": data}), options.resume), origin
+
+
+def _refuse_changes(options: argparse.Namespace) -> None:
+    given = [f"--{key}" for key in ("set", "trial", "name", "dry_run", "images") if getattr(options, key)]
+    if given or options.config != QUICKSTART:
+        raise ConfigError([f"--resume: cannot be changed by {', '.join(given) or '--config'}, but by --trials"])
+    if options.trials is not None and isinstance(options.resume, Path) and (options.resume / WANT).exists():
+        raise ConfigError([f"--trials: cannot be used beside {options.resume / WANT}, which says how many trials"])
 
 
 def _checked_address(options: argparse.Namespace) -> str:

@@ -3,10 +3,13 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +21,15 @@ from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming
 from sweep.config.workplace import Workplace
 from sweep.execution import bus_error, dry_run, folders, in_process, interrupts, start_weights
+from sweep.execution.mirror import Mirror
 from sweep.execution.start import Request
+from sweep.execution.storage import STUDY, Storage
 from sweep.execution.trial import Trial
 from sweep.execution.width import Width
 from sweep.machine import machine_file
+from sweep.machine.file_systems import is_on_network
 from sweep.machine.resources import Allotment, Machine, allot, this_machine, together
+from sweep.search import study_file
 from sweep.search.samplers import trial_count
 from sweep.search.search import Search
 from sweep.tensorboard.server import TensorBoard
@@ -33,6 +40,9 @@ from sweep.wording.faults import Fault
 
 if TYPE_CHECKING:
     from sweep.execution.ray_cluster import RayCluster
+
+# Seconds without an answer after which a storage gets no more, at the end of a sweep and of an interrupted one.
+_PATIENT, _HURRIED = 600.0, 8.0
 
 
 def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> int:
@@ -64,10 +74,15 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     resume = f"python -m sweep.run --resume {as_argument(root)}{' --local' * options.local}"
     if members:
         resume += f" --address {options.address}"
+    if request.storage is not None:
+        resume += f" --sync-to {shlex.quote(request.storage.shown)}"
+        notes += request.storage.notes
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
     machine = together(members) if members else machine
-    return Sweep(options, config, workplace, machine, allotment, terminal, cluster, closing, notes).run()
+    return Sweep(
+        options, config, workplace, machine, allotment, terminal, cluster, closing, notes, request.storage
+    ).run()
 
 
 def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine]:
@@ -98,10 +113,12 @@ class Sweep:
     terminal: Terminal
     cluster: "RayCluster | None"
     closing: ExitStack
-    notes: Sequence[str]  # about the weights that training starts from
+    notes: Sequence[str]  # about the weights that training starts from, and the storage
+    storage: Storage | None
     search: Search | None = None
     reporter: Reporter | None = None
     board: TensorBoard | None = None
+    mirror: Mirror | None = None
 
     def run(self) -> int:
         """Runs the sweep and returns its exit code. Whatever ends the sweep, this first writes the leaderboard, the
@@ -141,10 +158,12 @@ class Sweep:
         # UTF-8 even if the locale has another encoding.
         log = logging.FileHandler(root / "sweep.log", encoding="utf-8", errors="backslashreplace", delay=True)
         logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
+        working = self._study_on_disk()
         self.search = Search(
             self.config,
-            root / "study.db",
+            root / STUDY,
             retry_failed=options.retry_failed,
+            working=working,
             tell=lambda line: terminal.say(line, at=0),
         )
         remove_leftovers(root)
@@ -160,6 +179,18 @@ class Sweep:
             self.board = TensorBoard(root / "tensorboard", terminal.serves, terminal.serves_no_more)
             self.closing.callback(self.board.close)
         self.reporter = Reporter(self.config, self.workplace)
+        if self.storage is not None:
+            study = partial(study_file.snapshot, working or root / STUDY)
+            self.mirror = Mirror(self.storage, root, study, lambda line: terminal.say(line, at=0))
+            self.closing.callback(self.mirror.close)
+
+    def _study_on_disk(self) -> Path | None:
+        """Where the study lies while the sweep runs, if not in the sweep's folder, because that is on a network file
+        system."""
+        if not is_on_network(self.workplace.root) or is_on_network(Path(tempfile.gettempdir())):
+            return None
+        folder = tempfile.TemporaryDirectory(prefix="crnn-sweep-study-", ignore_cleanup_errors=True)
+        return Path(self.closing.enter_context(folder), STUDY)
 
     def _run_trials(self) -> None:
         """Renders missing images, then runs the trials that have not ended."""
@@ -169,7 +200,7 @@ class Sweep:
         images, confirmed = self.workplace.pools, config.confirm is not None
         with another_main_module():
             ensure_pools(config, images, self.allotment.total_cpus, terminal.rendered, test=confirmed)
-        search.listeners = (terminal, reporter)
+        search.listeners = (terminal, reporter, *filter(None, [self.mirror]))
         terminal.search_begins(search)
         for record in search.finished:
             reporter.ended(record)
@@ -201,6 +232,16 @@ class Sweep:
             os._exit(faults.INTERRUPTED)
 
     def _end(self, fault: Fault | None) -> int:
+        """Writes, prints and uploads the results so far, and returns the exit code."""
+        code = self._finish(fault)
+        if self.mirror is None:
+            return code
+        lacking = self.mirror.finish(_HURRIED if code == faults.INTERRUPTED else _PATIENT)
+        if lacking is not None:
+            self.terminal.say(f"{lacking}; to go on: {self.terminal.resume}", at=0)
+        return code if lacking is None else code or faults.INTERRUPTED
+
+    def _finish(self, fault: Fault | None) -> int:
         """Writes and prints the results so far. The exit code is that of the fault that cut the sweep; else that of the
         worst fault in writing the results; else that of the search."""
         search, reporter, terminal = self.search, self.reporter, self.terminal

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from copy import copy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,8 +63,9 @@ class Search:
     in the SQLite file `database`, or in memory without one.
 
     The database of an earlier search is continued: trials that had not ended are given out first, with `retry_failed`
-    also those that failed. `read_only` works on a copy. `tell` prints a line on the terminal. Raises ConfigError if the
-    database is damaged or belongs to another config.
+    also those that failed. `read_only` works on a copy in memory. With `working`, the search works on a copy of that
+    name, which replaces the database after each decision. `tell` prints a line on the terminal. Raises ConfigError if
+    the database is damaged or belongs to another config.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Search:
         listeners: tuple[Listener, ...] = (),
         *,
         read_only: bool = False,
+        working: Path | None = None,
         retry_failed: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -91,7 +94,10 @@ class Search:
         self._alone: list[int] = []  # trials that ran out of memory: retried when no other trial runs
         storage: RDBStorage | None = None
         if database is not None:
-            storage = study_file.copied(database) if read_only else study_file.storage(database, tell)
+            storage = study_file.copied(database) if read_only else study_file.storage(database, tell, working)
+        self._publish: Callable[[], None] = lambda: None
+        if database is not None and working is not None:
+            self._publish = partial(study_file.publish, working, database)
         with study_file.readable(database) if database else nullcontext():
             if storage is not None and retry_failed:
                 self._reopen_failed(storage)
@@ -120,6 +126,7 @@ class Search:
         self.trials = 0
         self.resize(None)
         self._given = [completed(config.search.space, point) for point in config.search.points]
+        self._publish()
 
     def _reopen_failed(self, storage: RDBStorage) -> None:
         """Resets the failed trials of the study to unfinished ones without any epoch."""
@@ -291,6 +298,7 @@ class Search:
 
     def _added(self, trial: FrozenTrial) -> TrialRecord | None:
         self._study.add_trial(trial)
+        self._publish()
         return self._started(len(self.records))
 
     def _started(self, number: int) -> TrialRecord | None:
@@ -434,6 +442,7 @@ class Search:
             if ended is not None:
                 del self._live[number]
                 self._observed.add(self._frozen(number))
+            self._publish()
         self._remember(record)
 
     def _final_value(self, record: TrialRecord, intermediate: Mapping[int, float]) -> float | None:

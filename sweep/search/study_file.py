@@ -1,8 +1,9 @@
 """`study.db`: the SQLite file that holds a sweep's Optuna study.
 
 A sweep opens the file for writing. While another program holds a lock on it, the sweep waits for minutes instead of
-SQLite's five seconds. A report works on a copy in memory: it writes nothing and holds no lock, so it works on a
-read-only folder and beside a running sweep.
+SQLite's five seconds. On a network file system SQLite's locks may hang or fail: there a sweep works on a copy on its
+own disk, which replaces the file after each decision. A report works on a copy in memory: it writes nothing and holds
+no lock, so it works on a read-only folder and beside a running sweep.
 """
 
 import shutil
@@ -20,12 +21,15 @@ from optuna.storages import RDBStorage
 from pydantic import ValidationError
 from sqlalchemy.pool import QueuePool, StaticPool
 
+from model.system.files import replace_file
 from sweep.config import ConfigError
 from sweep.wording import faults
 
 _PATIENCE = 180.0  # seconds that a sweep waits for a program that has locked the file
 _READERS_PATIENCE = 20.0  # seconds that a report waits
 _QUIET = 5.0  # seconds of waiting before a line on the terminal says so
+
+_JOURNALS = ("-journal", "-wal")  # what SQLite adds to the name
 
 Tell = Callable[[str], None]
 Answer = TypeVar("Answer")
@@ -39,20 +43,25 @@ class DamagedStudy(StudyError):
     """The file is not an SQLite database, or is damaged."""
 
 
-def storage(path: Path, tell: Tell) -> RDBStorage:
-    """Optuna's storage in the file, which is created if no trial has begun. Raises ConfigError if the file is damaged,
-    or missing or empty while files of trials exist: a new study would train those trials again."""
+def storage(path: Path, tell: Tell, working: Path | None = None) -> RDBStorage:
+    """Optuna's storage in the file, which is created if no trial has begun; with `working`, in a copy of that name.
+    Raises ConfigError if the file is damaged, or missing or empty while files of trials exist: a new study would train
+    those trials again."""
     begun = _trials_have_begun(path.parent)
+    file = working or path
+    for end in ("", *_JOURNALS):
+        if working is not None and (part := path.with_name(path.name + end)).is_file():
+            shutil.copyfile(part, working.with_name(working.name + end))
     if not begun:
-        path.touch()  # connections open it with mode=rw, which never creates it: also not if it is deleted meanwhile
-    patience = _Patience(path, _PATIENCE, tell)
+        file.touch()  # connections open it with mode=rw, which never creates it: also not if it is deleted meanwhile
+    patience = _Patience(file, _PATIENCE, tell)
     with _refused(path):
-        if path.exists():
-            if begun and path.stat().st_size == 0:
+        if file.exists():
+            if begun and file.stat().st_size == 0:
                 raise DamagedStudy(f"{path}: is empty")
-            with closing(_connect(path, "rw", patience)) as connection:
+            with closing(_connect(file, "rw", patience)) as connection:
                 _require_whole(connection, path)
-        engine = {"creator": lambda: _connect(path, "rw", patience), "poolclass": QueuePool}
+        engine = {"creator": lambda: _connect(file, "rw", patience), "poolclass": QueuePool}
         return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=begun)
 
 
@@ -64,6 +73,31 @@ def copied(path: Path) -> RDBStorage:
         memory = _copy(path)
         engine = {"creator": lambda: memory, "poolclass": StaticPool}
         return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=True)
+
+
+def snapshot(path: Path) -> bytes:
+    """The contents of the file at a moment between two changes, also while a sweep writes to it.
+
+    SQLite reads them: a plain `open` and `close` would drop the locks that SQLite holds on the file in this process.
+    """
+    patience = _Patience(path, _READERS_PATIENCE, lambda _: None)
+    with closing(_connect(path, "ro", patience)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # takes the read lock
+        return connection.serialize()
+
+
+def publish(working: Path, path: Path) -> None:
+    """Replaces the file by the contents of the copy that the search works on. Raises StudyError."""
+    try:
+        replace_file(path, snapshot(working))
+        for end in _JOURNALS:  # of a killed sweep that worked on the file itself: they belong to its old contents
+            path.with_name(path.name + end).unlink(missing_ok=True)
+    except StudyError:
+        raise
+    except OSError as error:
+        raise StudyError(faults.surroundings(error)) from error
 
 
 def _trials_have_begun(root: Path) -> bool:
@@ -128,7 +162,7 @@ def _copy(path: Path) -> sqlite3.Connection:
     except StudyError:
         # A sweep that was killed during a write leaves a journal, which SQLite must roll back before it can read. That
         # needs write access, so it is done on a copy.
-        journals = [path.with_name(path.name + end) for end in ("-journal", "-wal")]
+        journals = [path.with_name(path.name + end) for end in _JOURNALS]
         if not any(journal.is_file() for journal in journals):
             raise
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ class Terminal:
     epoch. `resume` is the command that resumes an interrupted sweep."""
 
     def __init__(self, config: SweepConfig, root: Path, resume: str, verbosity: int = 1) -> None:
-        self._config, self._root, self._resume = config, root, resume
+        self._config, self._root, self.resume = config, root, resume
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.verbosity = verbosity
         self._progress: Progress | None = None
@@ -207,7 +207,7 @@ class Terminal:
     def cut(self, why: str) -> None:
         """Prints why the sweep ended and how to resume it, in place of a summary."""
         self.stop()
-        self.say(("\ninterrupted", "magenta"), f": {why}\nto go on: {self._resume}", at=0)
+        self.say(("\ninterrupted", "magenta"), f": {why}\nto go on: {self.resume}", at=0)
 
     def summary(self, search: Search, best: TrialRecord | None, verdict: Sequence[str]) -> None:
         """Prints the leaderboard, the winner with the verdict, the paths of the results, and for an interrupted sweep
@@ -233,7 +233,7 @@ class Terminal:
             self.say(f"  its weights  {shown(root / 'best.pt')}")
             self.say(f"  try it       python -m model.predict {as_argument(root / 'best.pt')} IMAGE…")
         if search.interrupted:
-            self.say(f"\nto go on: {self._resume}", at=0)
+            self.say(f"\nto go on: {self.resume}", at=0)
         self.say(f"\n{logdir_command(root)}\n  then open {self._link('http://127.0.0.1:6006')}", at=0)
 
     def _leaderboard(self, records: list[TrialRecord], most: int = 20) -> None:

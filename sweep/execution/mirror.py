@@ -1,0 +1,200 @@
+"""Uploads a sweep's files to a storage while the sweep runs."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from sweep.execution.storage import OWN_RUN, STUDY, THREAD, TRIALS, Stamp, Storage, digest, files_of, reason
+from sweep.search.records import TrialRecord
+
+_PAUSE = 1.0  # seconds between two uploads, at least
+_LONGEST_PAUSE = 30.0  # seconds after a failed one, at most
+_QUIET = 5.0  # seconds at the end after which a line says what is waited for
+
+log = logging.getLogger("sweep")
+
+
+class Superseded(Exception):
+    """Another sweep has written to the storage: it goes on with this sweep elsewhere."""
+
+
+class Mirror:
+    """Listener of the search. When a trial ends an epoch, ends or is released, it uploads the changed files of all
+    trials that run and those of the sweep, and removes from the storage what was removed here.
+
+    A thread of its own uploads, so that no trial waits, also if the storage does not answer for hours: it is tried
+    again until it does. `study` gives the contents of study.db.
+
+    The storage holds a sweep that can go on at any time, as if killed at that time: what study.db says and what a
+    checkpoint promises of other files is uploaded before them, and checkpoints are removed after the study says that
+    they are needed no more.
+    """
+
+    def __init__(self, storage: Storage, root: Path, study: Callable[[], bytes], tell: Callable[[str], None]) -> None:
+        self._storage, self._root, self._study, self._tell = storage, root, study, tell
+        self._sent: dict[str, Stamp] = dict(storage.fetched)
+        self._there = set(storage.there)
+        self._study_sent = storage.study if storage.fetched else None  # digest of the study that is there
+        self._studies = {storage.study}  # of those that were there before, or that this sweep may have sent
+        self._seen: tuple[int, int] | None = None  # stamp of the study in the storage
+        self._looked = 0.0  # when that was looked at
+        self._running: set[str] = set()  # trials, all of which an upload of the study must look at
+        self._trials: set[str] = set()  # that ran since the last upload
+        self._lock = threading.Lock()
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._abandoned = self._done = False
+        self._fault: str | None = None
+        self._superseded = False
+        self._answered = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
+        self._thread.start()
+
+    def started(self, record: TrialRecord) -> None:
+        with self._lock:
+            self._running.add(record.name)
+        self._wake.set()
+
+    def reported(self, record: TrialRecord) -> None:
+        self._wake.set()
+
+    def released(self, record: TrialRecord) -> None:
+        self.ended(record)
+
+    def ended(self, record: TrialRecord) -> None:
+        with self._lock:
+            self._running.discard(record.name)
+            self._trials.add(record.name)
+        self._wake.set()
+
+    def finish(self, patience: float) -> str | None:
+        """Uploads what is left, and returns a sentence if that failed for `patience` seconds."""
+        begin = time.monotonic()
+        told = False
+        self._ending.set()
+        self._wake.set()
+        while self._thread.is_alive():
+            self._thread.join(0.1)
+            now = time.monotonic()
+            if now - max(begin, self._answered) > patience:
+                self.close()
+                break
+            if not told and now - begin > _QUIET:
+                with self._lock:  # a line in sweep.log too, which is then not yet uploaded
+                    if not self._done:
+                        told = True
+                        self._tell(f"uploading the last files to {self._storage.shown}")
+        if self._superseded:
+            return f"{self._storage.shown} gets no more: another command goes on with this sweep"
+        return None if self._done else f"not all files are in {self._storage.shown}: {self._fault or 'no answer'}"
+
+    def close(self) -> None:
+        """Ends the thread after the present request, without waiting for it."""
+        self._abandoned = True
+        self._ending.set()
+        self._wake.set()
+
+    def _run(self) -> None:
+        everything, pause = True, _PAUSE
+        while not self._abandoned:
+            self._wake.clear()
+            everything = everything or self._ending.is_set()
+            with self._lock:
+                trials, self._trials = self._trials | self._running, set()
+            begin = time.monotonic()
+            try:
+                self._upload(None if everything else trials)
+                if self._ending.is_set() and everything and self._is_done():
+                    return
+                if self._fault is not None:
+                    log.info("uploads work again")
+                everything, self._fault, pause = False, None, max(_PAUSE, time.monotonic() - begin)
+            except Superseded:
+                self._superseded = True
+                self._tell(
+                    f"another command goes on with this sweep from {self._storage.shown}; this one uploads no more"
+                )
+                return
+            except Exception as error:  # pyarrow and fsspec raise errors of many types
+                if self._fault is None:
+                    log.error("an upload failed:", exc_info=error)
+                    self._tell(
+                        f"{self._storage.shown} can't be written: {reason(error)}; the sweep goes on and uploads later"
+                    )
+                self._fault = reason(error)
+                everything, pause = True, min(2 * pause, _LONGEST_PAUSE)
+                if self._ending.is_set():
+                    time.sleep(_PAUSE)
+            self._ending.wait(pause)
+            if not everything and not self._ending.is_set():
+                self._wake.wait()
+
+    def _is_done(self) -> bool:
+        with self._lock:
+            self._done = self._sent == files_of(self._root) and digest(self._study()) == self._study_sent
+            return self._done
+
+    def _upload(self, trials: Collection[str] | None) -> None:
+        """Uploads what has changed in the folders of `trials` and in the sweep's own, or everywhere if they are None.
+        Raises whatever a storage raises."""
+        before = files_of(self._root, trials)
+        study = self._study()  # files that it speaks of are read later, and so are at least as new
+        now = files_of(self._root, trials)
+        if not any(name.startswith("trials/") for name in now):
+            self._put_study(study)  # from now on the copy of a new sweep can go on
+        for name in sorted((name for name in now if self._sent.get(name) != now[name]), key=_order):
+            try:
+                data = (self._root / name).read_bytes()
+            except FileNotFoundError:
+                continue  # removed since
+            self._put(name, data)
+            self._sent[name] = now[name]
+        self._put_study(study)
+        here = {*before, *now, STUDY}
+        for name in [name for name in self._there if _is_of(trials, name) and name not in here]:
+            self._require_own()
+            self._storage.remove(name)
+            self._there.discard(name)
+            self._sent.pop(name, None)
+
+    def _put_study(self, study: bytes) -> None:
+        if (found := digest(study)) != self._study_sent:
+            self._studies.add(found)
+            self._put(STUDY, study)
+            self._study_sent = found
+
+    def _put(self, name: str, data: bytes) -> None:
+        self._require_own()
+        self._storage.put(name, data)
+        self._there.add(name)
+        self._answered = time.monotonic()
+
+    def _require_own(self) -> None:
+        """Raises Superseded if the study in the storage is neither what was found at the start nor what this sweep has
+        sent: then another machine goes on with the sweep, and must not be overwritten. Looks once a second, because
+        this process or its machine may have been asleep since the last time."""
+        if self._abandoned:
+            raise InterruptedError("the sweep has ended")
+        if abs(time.time() - self._looked) < _PAUSE:
+            return
+        found = self._storage.stamp(STUDY)
+        self._answered = time.monotonic()
+        if found is None and self._seen is not None:
+            self._sent.clear()  # somebody has emptied the storage
+            self._seen = self._study_sent = None
+            raise FileNotFoundError(f"there is no {STUDY} any more")
+        if found is not None and found != self._seen and digest(self._storage.read(STUDY)) not in self._studies:
+            raise Superseded
+        self._seen, self._looked = found, time.time()
+
+
+def _is_of(trials: Collection[str] | None, name: str) -> bool:
+    """Whether `files_of(root, trials)` looks at a file of this name."""
+    folder, _, rest = name.partition("/")
+    return trials is None or folder not in TRIALS or rest.partition("/")[0] in (OWN_RUN, *trials)
+
+
+def _order(name: str) -> tuple[bool, str]:
+    """Checkpoints last: they promise the other files of their trial."""
+    return name.rpartition("/")[2].startswith("epoch_"), name
