@@ -17,7 +17,7 @@ from typing import Any
 
 import boto3
 import pytest
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from sweep.execution.mirror import Mirror
 from sweep.execution.storage import Storage
@@ -231,7 +231,7 @@ def test_at_the_end_a_sweeps_folder_and_its_copy_are_equal(ended: Path, server: 
 def test_tensorboard_reads_the_copy(ended: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "SECRET"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     printed = Storage("s3://bucket/ended", None, "bucket/ended").notes[-1]
     (folder,) = re.findall(r"tensorboard --logdir (\S+) \(with boto3\)", printed)
     found = EventMultiplexer().AddRunsFromDirectory(folder).Reload()
