@@ -143,15 +143,14 @@ def run(
     width: Width,
     cluster: RayCluster,
     give_up: Callable[[str], None],
-    trainable: type[tune.Trainable] = RayTrial,
 ) -> None:
-    """Runs trials until all are final, each as a `trainable`. Returns early after Ctrl-C or SIGTERM and when Ray is
-    lost, with trials still unfinished in `search`. If Ray is lost while the main thread is blocked inside Ray's C++,
-    another thread calls `give_up` with the reason."""
+    """Runs trials until all are final. Returns early after Ctrl-C or SIGTERM and when Ray is lost, with trials still
+    unfinished in `search`. If Ray is lost while the main thread is blocked inside Ray's C++, another thread calls
+    `give_up` with the reason."""
     try:
         cluster.wait()
         with cluster.watched(give_up), passed_to_tune():
-            _tuner(search, config, workplace, allotment, width, cluster, trainable).fit()
+            _tuner(search, config, workplace, allotment, width, cluster).fit()
     except RayLost as error:
         search.halted = str(error)
 
@@ -163,11 +162,10 @@ def _tuner(
     allotment: Allotment,
     width: Width,
     cluster: RayCluster,
-    trainable: type[tune.Trainable],
 ) -> tune.Tuner:
     # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet disconnects, Ray's C++
     # tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
-    of_sweep = type("SweepsTrial", (trainable,), {"sweep": config, "workplace": workplace})
+    of_sweep = type("SweepsTrial", (RayTrial,), {"sweep": config, "workplace": workplace})
     return tune.Tuner(
         tune.with_resources(of_sweep, {"cpu": allotment.cpus, "gpu": allotment.gpus}),
         tune_config=tune.TuneConfig(
