@@ -364,8 +364,7 @@ def test_a_folder_that_differs_from_the_storage_is_not_overwritten(
     before = files_here(root)
     assert main(["--resume", server.uri("ended"), "--output-dir", str(tmp_path), "--local"]) == 2
     (error,) = capfd.readouterr().err.splitlines()
-    assert error.startswith(f"--resume: {root} is there and differs from 's3://me:***@bucket/ended")
-    assert "in best.yaml; to go on with the folder: --resume" in error
+    assert error.startswith(f"--resume: {root} is there and differs from the storage in best.yaml; to go on with the")
     assert files_here(root) == before
     assert list(tmp_path.iterdir()) == [root]
 

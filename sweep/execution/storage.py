@@ -286,8 +286,8 @@ def fetch(option: str, storage: Storage, outputs: Path, name: str | None = None)
             if differing := _differing(copy, root):
                 raise ConfigError(
                     [
-                        f"{option}: {root} is there and differs from {storage.shown!r} in {_listed(differing)}; to go "
-                        f"on with the folder: --resume {root} --sync-to and this URI; else move it away"
+                        f"{option}: {root} is there and differs from the storage in {_listed(differing)}; to go on "
+                        f"with the folder, give it to --resume and the URI to --sync-to; else move it away"
                     ]
                 )
         else:
