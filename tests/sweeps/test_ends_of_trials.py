@@ -44,7 +44,7 @@ def _run_until(place: str, words: list[str]) -> None:
     from sweep.verdict import reporter
 
     owners: dict[str, Any] = {
-        "Search._end": search.Search,
+        "Search._tell_end": search.Search,
         "Reporter.ended": reporter.Reporter,
         "end_session": reporter,
         "Trial.close": trial.Trial,
@@ -61,7 +61,7 @@ def _run_until(place: str, words: list[str]) -> None:
     run.main([*words, "--local"])
 
 
-SLOW = [pytest.param(place, marks=pytest.mark.slow) for place in ("Search._end", "Reporter.ended", "Trial.close")]
+SLOW = [pytest.param(place, marks=pytest.mark.slow) for place in ("Search._tell_end", "Reporter.ended", "Trial.close")]
 
 
 @pytest.mark.parametrize("place", ["end_session", *SLOW])
