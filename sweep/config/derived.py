@@ -4,8 +4,9 @@ Which keys a config gives is known from pydantic's `model_fields_set`; `values` 
 
 What came out with one trial at a learning rate of 6e-3 with one cycle, on images of a renderer that is not ours:
 2,000 codes of 3 to 6 of 32 characters, 48 epochs: 2.9 % of 204 validation texts wrong; the plateau was left in the
-twelfth epoch. 300 such codes, 100 epochs: nothing is read in validation, while 89 % of the training texts are: so few
-images of so many characters need more augmentation or `network.init`.
+twelfth epoch. 5,000 words of 3 to 12 letters of 52, 20 epochs: 7.6 % of 499. 300 codes, 100 epochs: nothing is read in
+validation, while 89 % of the training texts are; with strong augmentation nothing is read at all; with `network.init`
+from drawn captchas of the same characters, 3 % of 31 texts are wrong.
 """
 
 import math
