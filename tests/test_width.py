@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from sweep.config import QUICKSTART, load
+from sweep.execution.width import Width
 from sweep.run import main
+from sweep.search.search import Search
+from sweep.terminal.terminal import Terminal
 from tests.processes import Start, StartLocal, resume_local, wait_for
 from tests.results import leaderboard
 
@@ -60,16 +64,21 @@ def test_a_sweep_that_has_ended_goes_on_with_as_many_trials_as_want_yaml_says(
         ("", "want.yaml: it is empty"),
     ],
 )
-def test_a_wrong_file_is_said_once_and_changes_nothing(local: StartLocal, tmp_path: Path, text: str, said: str) -> None:
-    root = tmp_path / "r"
-    sweep = local("r", **{**LONG, "training.epochs": 30, "data.train_images": 32})
-    wait_for(lambda: begun(root))
-    want(root, text)
-    code, printed = sweep.wait()
-    assert code == 0, printed
-    assert printed.count(said) == 1, printed
+def test_a_wrong_file_is_said_once_and_changes_nothing(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(QUICKSTART, {"search.trials": 7})
+    search = Search(config, None)
+    width = Width(tmp_path, search, Terminal(config, tmp_path, resume=""), at_once=2)
+    want(tmp_path, "{trials: 5, at_once: 3}")
+    assert (width.at_once(), search.trials) == (3, 5)
+    (tmp_path / "want.yaml").unlink()
+    want(tmp_path, text)
+    assert [width.at_once() for _ in range(3)] == [3] * 3
+    assert search.trials == 5
+    printed = capsys.readouterr().out
+    assert printed.count(said) == 1
     assert printed.count("the sweep goes on as before") == 1
-    assert len(leaderboard(root)) == 2
 
 
 @pytest.mark.slow
