@@ -30,9 +30,9 @@ def test_a_running_sweep_is_widened_and_narrowed_again(local: StartLocal, tmp_pa
     wait_for(lambda: begun(root) == ["0000"])
     want(root, "trials: 4\nat_once: 3\n")
     wait_for(lambda: begun(root) == ["0000", "0001", "0002"])
-    assert "want.yaml: 4 trials, at once 3" in sweep.output.read_text()
+    assert "want.yaml: 4 trials, at most 3 at once" in sweep.output.read_text()
     want(root, "trials: 1\n")
-    wait_for(lambda: "want.yaml: 3 trials, at once as before" in sweep.output.read_text())
+    wait_for(lambda: "want.yaml: 3 trials, as many at once as before" in sweep.output.read_text())
     time.sleep(0.5)
     assert begun(root) == ["0000", "0001", "0002"]
 

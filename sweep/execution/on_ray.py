@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from model.system.malloc import collector_paused
@@ -150,27 +151,23 @@ def run(
     try:
         cluster.wait()
         with cluster.watched(give_up), passed_to_tune():
-            _tuner(search, config, workplace, allotment, width, cluster).fit()
+            # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet disconnects,
+            # Ray's C++ tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
+            trainable = type("SweepsTrial", (RayTrial,), {"sweep": config, "workplace": workplace})
+            share = {"cpu": allotment.cpus, "gpu": allotment.gpus}
+            decisions = _Decisions(search, cluster, partial(cut_pool, config, workplace.pools))
+            suggestions = _Suggestions(search, width, allotment)
+            _tuner(tune.with_resources(trainable, share), suggestions, decisions, workplace.root).fit()
     except RayLost as error:
         search.halted = str(error)
 
 
-def _tuner(
-    search: Search,
-    config: SweepConfig,
-    workplace: Workplace,
-    allotment: Allotment,
-    width: Width,
-    cluster: RayCluster,
-) -> tune.Tuner:
-    # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet disconnects, Ray's C++
-    # tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
-    of_sweep = type("SweepsTrial", (RayTrial,), {"sweep": config, "workplace": workplace})
+def _tuner(trainable: Any, suggestions: _Suggestions, decisions: _Decisions, root: Path) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(of_sweep, {"cpu": allotment.cpus, "gpu": allotment.gpus}),
+        trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(search, width, allotment),
-            scheduler=_Decisions(search, cluster, partial(cut_pool, config, workplace.pools)),
+            search_alg=suggestions,
+            scheduler=decisions,
             num_samples=-1,  # until the searcher says that it has finished
             max_concurrent_trials=sys.maxsize,  # the searcher decides; without it Tune starts one after the other
             reuse_actors=True,
@@ -179,7 +176,7 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name="ray",
-            storage_path=str(workplace.root),
+            storage_path=str(root),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[],
             verbose=0,

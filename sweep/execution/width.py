@@ -46,5 +46,5 @@ class Width:
             self._terminal.say(f"{error}; the sweep goes on as before", at=0)
             return
         self._search.resize(self._want.trials)
-        running = "as before" if self._want.at_once is None else self._want.at_once
-        self._terminal.resized(self._search, f"{WANT}: {self._search.trials} trials, at once {running}")
+        running = "as many at once as before" if (most := self._want.at_once) is None else f"at most {most} at once"
+        self._terminal.resized(self._search, f"{WANT}: {self._search.trials} trials, {running}")
