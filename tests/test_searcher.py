@@ -172,6 +172,22 @@ def test_a_trials_states_reach_optuna(tmp_path: Path) -> None:
     assert [trial.state for trial in study.trials] == states
 
 
+def test_a_halted_search_is_exhausted_as_soon_as_the_other_trials_have_reported(tmp_path: Path) -> None:
+    search = Search(config(search__trials=4, search__early_stopping="none"), tmp_path / "study.db")
+    for _ in range(3):
+        assert search.ask() is not None
+    search.report(0, {"state": "interrupted", "error": "the disk is full"})
+    assert (search.ask(), search.exhausted) == (None, False)
+    assert not search.report(1, result(1, 0.5))
+    assert not search.exhausted
+    search.fail(2, "its process was lost")
+    assert search.exhausted
+    search.interrupt()
+    assert [record.state for record in search.records.values()] == ["interrupted"] * 3
+    again = Search(config(search__trials=4, search__early_stopping="none"), tmp_path / "study.db")
+    assert [record.epochs for record in (again.ask(), again.ask(), again.ask()) if record] == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("schedule", "blank", "goes_on"),
     [

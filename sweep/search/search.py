@@ -350,7 +350,11 @@ class Search:
             listener.reported(record)
         if record.state != "running":
             self._tell_end(record)
-        return record.state == "running" and not self.halted
+            return False
+        if self.halted:
+            self._release(replace(record, state="interrupted"))
+            return False
+        return True
 
     def fail(self, number: int, error: str, out_of_memory: bool = False, node_lost: bool = False) -> None:
         """Takes note of a trial that raised an error or lost its process. It is retried from its checkpoint up to
