@@ -66,7 +66,8 @@ def _asked(address: str) -> Parts:
         nodes = nodes_of.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=_PATIENCE).node_info_list
     _require_same_versions(address, json.loads(versions))
     here = services.find_node_ids()
-    own = next((node for node in nodes if node.node_id.hex() in here and node.state == node.ALIVE), None)
+    alive = [node for node in nodes if node.node_id.hex() in here and node.state == node.ALIVE]
+    own = max(alive, key=lambda node: node.is_head_node, default=None)  # of several, Ray's driver takes the head
     if own is None:
         raise ConfigError(
             [
