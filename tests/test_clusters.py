@@ -252,6 +252,11 @@ def test_a_node_without_the_sweeps_folder_is_found_before_anything_starts(
     assert printed.count("ready") == 1
     assert printed.count("missing") == 1
     assert f"does not have the folder {tmp_path}" in printed
+    storage = f"file://{tmp_path}/storage"
+    code, printed = start("r", "--address", own_cluster.address, "--storage", storage, **FEW).wait()
+    assert code == 2, printed
+    assert f"does not have the storage {storage} (--storage), which all nodes must share" in printed
+    shutil.rmtree(tmp_path / "storage")
     assert not [path for path in tmp_path.iterdir() if path.name == "r" or path.name.startswith(".crnn-sweep")]
     own_cluster.end(apart)
     own_cluster.nodes.remove(apart)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweep.execution import ray_cluster
+from sweep.machine.private_folder import private_folder
 from sweep.run import main
 from tests.conftest import REPOSITORY
 from tests.processes import Start, Sweep, resume_local, wait_for
@@ -64,18 +64,18 @@ def test_only_what_this_program_made_is_removed_from_the_temporary_folder(tempor
     (parent / "01234567").symlink_to(precious[0])
     left_by_killed = parent / "deadbeef"
     (left_by_killed / "ray" / "session").mkdir(parents=True)
-    with ray_cluster._session_folder() as first, ray_cluster._session_folder() as second:
-        assert Path(first).parent.is_dir()
-        assert Path(second).parent.is_dir()
+    with private_folder("Ray") as first, private_folder("Ray") as second:
+        assert first.is_dir()
+        assert second.is_dir()
         assert not left_by_killed.exists()
-    assert not Path(first).parent.exists()
+    assert not first.exists()
     assert [(folder / "runs" / "best.pt").read_text() for folder in precious] == ["precious"] * 4
     assert (parent / "01234567").is_symlink()
 
 
 def test_a_sweep_leaves_nothing_in_the_temporary_folder(temporary: Path) -> None:
-    with ray_cluster._session_folder() as folder:
-        Path(folder, "session").mkdir(parents=True)
+    with private_folder("Ray") as folder:
+        (folder / "session").mkdir()
     assert list(temporary.iterdir()) == []
 
 
@@ -105,7 +105,7 @@ def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Pa
     assert list(parent.glob("*/ray/session_*/sockets/raylet"))
     sweep.kill()
     (left,) = parent.iterdir()
-    with ray_cluster._session_folder():
+    with private_folder("Ray"):
         assert not left.exists()
 
 

@@ -9,13 +9,15 @@ from filelock import FileLock
 @dataclass(frozen=True)
 class Workplace:
     """What each trial of a sweep works with: absolute folders, CPU threads, and GPUs (0 is none, a fraction a share of
-    one). `elsewhere`: whether a trial may run on another machine, where images may be missing."""
+    one). `elsewhere`: whether a trial may run on another machine, where images may be missing. `storage`: the URI
+    through which trials exchange their files with the sweep, if the machines do not share `root`."""
 
     root: Path
     pools: Path
     threads: int
     gpus: float
     elsewhere: bool = False
+    storage: str | None = None
 
     def logs(self, name: str) -> Path:
         return self.root / "tensorboard" / name

@@ -6,7 +6,19 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from sweep.execution.storage import OWN_RUN, STUDY, THREAD, TRIALS, Stamp, Storage, digest, files_of, reason
+from sweep.execution.storage import (
+    OWN_RUN,
+    STUDY,
+    THREAD,
+    TRIALS,
+    Stamp,
+    Storage,
+    Superseded,
+    digest,
+    files_of,
+    in_order,
+    reason,
+)
 from sweep.search.records import TrialRecord
 
 _PAUSE = 1.0  # seconds between two uploads, at least
@@ -16,26 +28,30 @@ _QUIET = 5.0  # seconds at the end after which a line says what is waited for
 log = logging.getLogger("sweep")
 
 
-class Superseded(Exception):
-    """Another sweep has written to the storage: it goes on with this sweep elsewhere."""
-
-
 class Mirror:
     """Listener of the search. When a trial ends an epoch, ends or is released, it uploads the changed files of all
     trials that run and those of the sweep, and removes from the storage what was removed here.
 
     A thread of its own uploads, so that no trial waits, also if the storage does not answer for hours: it is tried
-    again until it does. `study` gives the contents of study.db.
+    again until it does. `study` gives the contents of study.db. Without `all_trials`, it leaves a
+    trial alone until `take`: before, the trial uploads its files itself, from another machine.
 
     The storage holds a sweep that can go on at any time, as if killed at that time: what study.db says and what a
     checkpoint promises of other files is uploaded before them, and checkpoints are removed after the study says that
     they are needed no more.
     """
 
-    def __init__(self, storage: Storage, root: Path, study: Callable[[], bytes], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        root: Path,
+        study: Callable[[], bytes],
+        tell: Callable[[str], None],
+        all_trials: bool = True,
+    ) -> None:
         self._storage, self._root, self._study, self._tell = storage, root, study, tell
-        self._sent: dict[str, Stamp] = dict(storage.fetched)
-        self._there = set(storage.there)
+        self._taken: set[str] | None = None if all_trials else set()
+        self._sent, self._there = storage.fetched, storage.there
         self._study_sent = storage.study if storage.fetched else None  # digest of the study that is there
         self._studies = {storage.study}  # of those that were there before, or that this sweep may have sent
         self._seen: tuple[int, int] | None = None  # stamp of the study in the storage
@@ -67,6 +83,12 @@ class Mirror:
             self._running.discard(record.name)
             self._trials.add(record.name)
         self._wake.set()
+
+    def take(self, record: TrialRecord) -> None:
+        """Uploads the trial's files from now on, because nobody else writes them any more."""
+        if self._taken is not None:
+            self._taken.add(record.name)
+        self.ended(record)
 
     def finish(self, patience: float) -> str | None:
         """Uploads what is left, and returns a sentence if that failed for `patience` seconds."""
@@ -132,18 +154,21 @@ class Mirror:
 
     def _is_done(self) -> bool:
         with self._lock:
-            self._done = self._sent == files_of(self._root) and digest(self._study()) == self._study_sent
+            may = self._filter()
+            sent = {name: stamp for name, stamp in list(self._sent.items()) if may(name)}
+            self._done = sent == self._files(None, may) and digest(self._study()) == self._study_sent
             return self._done
 
     def _upload(self, trials: Collection[str] | None) -> None:
         """Uploads what has changed in the folders of `trials` and in the sweep's own, or everywhere if they are None.
         Raises whatever a storage raises."""
-        before = files_of(self._root, trials)
+        may = self._filter()
+        before = self._files(trials, may)
         study = self._study()  # files that it speaks of are read later, and so are at least as new
-        now = files_of(self._root, trials)
+        now = self._files(trials, may)
         if not any(name.startswith("trials/") for name in now):
             self._put_study(study)  # from now on the copy of a new sweep can go on
-        for name in sorted((name for name in now if self._sent.get(name) != now[name]), key=_order):
+        for name in sorted((name for name in now if self._sent.get(name) != now[name]), key=in_order):
             try:
                 data = (self._root / name).read_bytes()
             except FileNotFoundError:
@@ -152,11 +177,19 @@ class Mirror:
             self._sent[name] = now[name]
         self._put_study(study)
         here = {*before, *now, STUDY}
-        for name in [name for name in self._there if _is_of(trials, name) and name not in here]:
+        for name in [name for name in list(self._there) if _is_of(trials, name) and may(name) and name not in here]:
             self._require_own()
             self._storage.remove(name)
             self._there.discard(name)
             self._sent.pop(name, None)
+
+    def _files(self, trials: Collection[str] | None, may: Callable[[str], bool]) -> dict[str, Stamp]:
+        return {name: stamp for name, stamp in files_of(self._root, trials).items() if may(name)}
+
+    def _filter(self) -> Callable[[str], bool]:
+        """Tells which files are uploaded, by their names."""
+        taken = None if self._taken is None else {None, OWN_RUN, *list(self._taken)}
+        return lambda name: taken is None or _trial_of(name) in taken
 
     def _put_study(self, study: bytes) -> None:
         if (found := digest(study)) != self._study_sent:
@@ -191,10 +224,10 @@ class Mirror:
 
 def _is_of(trials: Collection[str] | None, name: str) -> bool:
     """Whether `files_of(root, trials)` looks at a file of this name."""
+    return trials is None or _trial_of(name) in (None, OWN_RUN, *trials)
+
+
+def _trial_of(name: str) -> str | None:
+    """The trial to which a file belongs; None for one of the sweep."""
     folder, _, rest = name.partition("/")
-    return trials is None or folder not in TRIALS or rest.partition("/")[0] in (OWN_RUN, *trials)
-
-
-def _order(name: str) -> tuple[bool, str]:
-    """Checkpoints last: they promise the other files of their trial."""
-    return name.rpartition("/")[2].startswith("epoch_"), name
+    return rest.partition("/")[0] if folder in TRIALS else None

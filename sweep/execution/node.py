@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweep.execution.storage import Storage, reason
 from sweep.machine.versions import source_digest, versions
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -14,11 +15,14 @@ _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders that a sweep needs on each node: one that all share, and one for images, which may be its own."""
+    """The folders that a sweep needs on each node: one that all share, or a storage, and one for images, which may be
+    its own."""
 
     outputs: Path
     images: Path
     mark: str  # a file in `outputs` that the driver has written there
+    storage: str | None  # a URI, used instead of `outputs`
+    settings: bytes  # the contents of sweep.yaml, which the driver has written to the storage
     pools: Mapping[str, int]  # files that trials need in `images`, with their sizes
 
 
@@ -29,8 +33,8 @@ class Answer:
     versions: dict[str, str]
     code: str
     gpu_names: list[str]
-    shares_outputs: bool
-    problem: str | None  # why the node can't write to `outputs`
+    shares_outputs: bool  # or reads the same storage
+    problem: str | None  # why the node can't write there
     images_problem: str | None
     free: int  # bytes on the disk of the images
     needed: int  # bytes of the images that are missing there
@@ -38,13 +42,8 @@ class Answer:
 
 def answer(folders: Folders, name: str) -> Answer:
     """Looks around on this node. Leaves the file `name` in the shared folder, for the driver to find and remove."""
-    outputs, images = folders.outputs, _existing(folders.images)
-    shared, problem = (outputs / folders.mark).is_file(), None
-    if shared:
-        try:
-            (outputs / name).touch()
-        except OSError as error:
-            problem = error.strerror or str(error)
+    images = _existing(folders.images)
+    shared, problem = (_shares_outputs if folders.storage is None else _shares_storage)(folders, name)
     needed = sum(size for pool, size in folders.pools.items() if not _has(folders.images / pool, size))
     writable = not needed or (images.is_dir() and os.access(images, os.W_OK | os.X_OK))
     return Answer(
@@ -57,6 +56,27 @@ def answer(folders: Folders, name: str) -> Answer:
         free=shutil.disk_usage(images).free,
         needed=needed,
     )
+
+
+def _shares_outputs(folders: Folders, name: str) -> tuple[bool, str | None]:
+    if not (folders.outputs / folders.mark).is_file():
+        return False, None
+    try:
+        (folders.outputs / name).touch()
+    except OSError as error:
+        return True, error.strerror or str(error)
+    return True, None
+
+
+def _shares_storage(folders: Folders, name: str) -> tuple[bool, str | None]:
+    try:
+        storage = Storage.unread(str(folders.storage))
+        shared = storage.read("sweep.yaml") == folders.settings
+        storage.put(name, b"")
+        storage.remove(name)
+    except Exception as error:  # pyarrow and fsspec raise errors of many types
+        return True, reason(error)
+    return shared, None
 
 
 def _existing(folder: Path) -> Path:

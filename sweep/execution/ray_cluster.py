@@ -1,17 +1,11 @@
 """The Ray cluster of a sweep, its own or one that it joins: threads start or join, watch and leave it, while the sweep
 does other things."""
 
-import fcntl
 import gc
 import os
-import re
-import secrets
-import shutil
 import signal
 import socket
-import stat
 import subprocess
-import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +20,7 @@ import psutil
 from model.system.streams import mute_libraries
 from sweep.config import ConfigError
 from sweep.execution import interrupts, ray_compat
+from sweep.machine.private_folder import private_folder
 
 ray_compat.import_ray()
 
@@ -35,8 +30,7 @@ from sweep.execution import ray_address  # noqa: E402, which imports Ray
 
 _PATIENCE = 10.0  # seconds that Ray gets to shut down
 _REFUSED, _SILENT = 2.0, 30.0  # seconds after which a server that refuses connections, or does not answer, is lost
-_SESSION = re.compile("[0-9a-f]{8}")
-_LONGEST_FOLDER = 107 - 64  # a Unix socket's path has at most 107 characters, of which Ray's part below takes 64
+_LONGEST_FOLDER = 107 - 68  # a Unix socket's path has at most 107 characters, of which Ray's part below takes 68
 
 
 class RayLost(KeyboardInterrupt):
@@ -246,7 +240,8 @@ class OwnCluster(RayCluster):
 
     def _prepare(self, closing: ExitStack) -> None:
         _require_loopback()
-        self._folder = closing.enter_context(_session_folder())
+        # Ray gives its own folder mode 0777.
+        self._folder = str(closing.enter_context(private_folder("Ray", _LONGEST_FOLDER)) / "ray")
 
     def _connect(self) -> None:
         ray_compat.start_processes_with(self._start_process)
@@ -398,65 +393,3 @@ def _require_loopback() -> None:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError([f"Ray needs the address 127.0.0.1: {reason}; use --local, which does without Ray"]) from None
-
-
-@contextmanager
-def _session_folder() -> Iterator[str]:
-    """Yields a new temporary folder for Ray and removes it at the end, as it does those that killed sweeps have left.
-
-    Ray gives its folder mode 0777, so it lies inside one of mode 0700 that only this user can enter. There each sweep
-    holds an advisory lock (flock) on its own folder while it lives; only folders of such names without a lock are
-    removed. Raises ConfigError.
-    """
-    parent = Path(tempfile.gettempdir(), f"crnn-sweep-{os.geteuid()}")
-    if len(str(parent / "12345678" / "ray")) > _LONGEST_FOLDER:
-        parent = Path("/tmp", parent.name)
-    with ExitStack() as closing:
-        try:
-            own = _make_session(parent, closing)
-        except OSError as error:
-            raise ConfigError([f"TMPDIR: no folder for Ray in {str(parent)!r}: {error.strerror or error}"]) from None
-        yield str(own / "ray")
-
-
-def _make_session(parent: Path, closing: ExitStack) -> Path:
-    """Creates and locks a folder of this sweep in `parent`, after removing those of sweeps that no longer live. Raises
-    OSError, also if another user can enter `parent`."""
-    while True:
-        with suppress(FileExistsError):
-            parent.mkdir(mode=0o700)
-        own = parent / secrets.token_hex(4)
-        try:
-            found = parent.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise PermissionError("it must be a folder of yours that nobody else may enter (mode 0700)")
-            for left in parent.iterdir():
-                if _SESSION.fullmatch(left.name):
-                    with suppress(OSError), _locked(left):
-                        shutil.rmtree(left, ignore_errors=True)
-            own.mkdir(mode=0o700)
-            lock = _locked(own)
-            closing.callback(_remove, own)
-            closing.enter_context(lock)
-            return own
-        except (FileNotFoundError, BlockingIOError):
-            continue  # a sweep that started or ended at this moment has removed or locked the folder
-
-
-def _remove(own: Path) -> None:
-    shutil.rmtree(own, ignore_errors=True)
-    with suppress(OSError):  # not empty: it holds another sweep's folder
-        own.parent.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds an advisory lock (flock) on the folder, which the kernel releases if this process dies. Raises OSError if
-    another process holds the lock, or if the path is not a folder."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        folder.stat()  # raises if it was removed before it was locked
-        yield
-    finally:
-        os.close(file)

@@ -42,7 +42,13 @@ class Request:
     origin: tuple[Path, dict[str, Any], dict[str, Any] | None]  # the config's file, --set and --trial
     pools: Path
     roots: list[Path]  # where a new sweep may lie, in order of preference
-    storage: Storage | None  # of --sync-to
+    storage: Storage | None  # of --sync-to, --storage or --resume URI
+
+    @property
+    def apart(self) -> bool:
+        """Whether trials exchange their files with the sweep through the storage, because they may run on machines
+        without its folder."""
+        return self.options.address != "local" and self.options.storage is not None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,17 +93,19 @@ def _read_and_check(options: argparse.Namespace) -> Request:
     for option in ("resume", "output_dir", "cache_dir"):
         if isinstance(folder := getattr(options, option), Path):
             setattr(options, option, folders.expanded(folder, f"--{option.replace('_', '-')}"))
-    place = None
+    if options.sync_to is not None and options.storage is not None:
+        raise ConfigError(["--sync-to: cannot be used with --storage, which copies too"])
+    place, option = None, "--sync-to" if options.storage is None else "--storage"
     if storage.is_uri(options.resume):
-        options.sync_to, place = options.resume, _fetched(options)
-    elif options.sync_to is not None:
-        place = Storage.open("--sync-to", options.sync_to)
+        options.storage, place = options.resume, _fetched(options)
+    elif (uri := options.sync_to or options.storage) is not None:
+        place = Storage.open(option, uri)
         if (
             options.start_or_resume
             and storage.STUDY in place.there
             and not (options.output_dir / options.name).exists()
         ):
-            storage.fetch("--sync-to", place, options.output_dir, options.name)
+            storage.fetch(option, place, options.output_dir, options.name)
     options.fetched = place is not None and bool(place.fetched)
     config, origin = _read(options)
     pools = folders.cache_folder(config)
@@ -113,7 +121,7 @@ def _read_and_check(options: argparse.Namespace) -> Request:
         with blaming(*origin):
             check_shares(config, cpus=usable_cpus())
     if place is not None:
-        _check_storage(place, options.resume or roots[0], options, config)
+        _check_storage(option, place, options.resume or roots[0], options, config)
     return Request(options, config, origin, pools, roots, place)
 
 
@@ -125,16 +133,16 @@ def _fetched(options: argparse.Namespace) -> Storage:
     return found
 
 
-def _check_storage(place: Storage, root: Path, options: argparse.Namespace, config: SweepConfig) -> None:
+def _check_storage(option: str, place: Storage, root: Path, options: argparse.Namespace, config: SweepConfig) -> None:
     """Raises ConfigError unless the storage can be written, and holds nothing or an earlier state of the sweep."""
-    storage.require_apart("--sync-to", place, root)
+    storage.require_apart(option, place, root)
     if (root / "sweep.yaml").is_file():
         if not place.fetched:
-            storage.require_older("--sync-to", place, root, config)
+            storage.require_older(option, place, root, config)
     else:
-        storage.require_free("--sync-to", place)
+        storage.require_free(option, place)
     if not options.dry_run:
-        place.begin("--sync-to", config.yaml.encode())
+        place.begin(option, config.yaml.encode())
 
 
 def _connect(address: str, closing: ExitStack) -> "RayCluster":

@@ -33,6 +33,16 @@ _BOARD_NEEDS = {"s3": "boto3", "gs": "gcsfs"}  # packages with which TensorBoard
 _AWS_ERROR = re.compile(r".*AWS Error \w+ during \w+ operation: (?:curlCode: \d+, )?", re.DOTALL)
 
 Answer = TypeVar("Answer")
+
+
+class Superseded(OSError):
+    """Another process writes to the storage instead of this one: a sweep or a trial goes on elsewhere."""
+
+
+class StorageAway(OSError):
+    """A storage did not answer for minutes."""
+
+
 Stamp = tuple[int, int, int]  # a file's size, time of modification and inode: another one means other contents
 
 
@@ -54,11 +64,16 @@ class Storage:
             raise ConfigError([f"{option}: must be a URI such as s3://bucket/NAME or file:///folder, got {uri!r}"])
 
         def connect() -> Storage:
-            found = cls(uri, *_file_system(uri))
+            found = cls.unread(uri)
             found.there = set(found.names())
             return found
 
         return answered(option, uri, connect)
+
+    @classmethod
+    def unread(cls, uri: str) -> "Storage":
+        """The storage, whose files are not listed. Raises whatever pyarrow and fsspec raise."""
+        return cls(uri, *_file_system(uri))
 
     @property
     def shown(self) -> str:
@@ -73,12 +88,12 @@ class Storage:
             lines.append(f"               tensorboard --logdir {self.uri.rstrip('/')}/tensorboard (with {package})")
         return lines
 
-    def names(self) -> Iterator[str]:
-        """The files in the storage."""
+    def names(self, folder: str = "") -> Iterator[str]:
+        """The files in the storage, or in a folder of it."""
         from pyarrow.fs import FileSelector, FileType
 
-        root = self.base.lstrip("/")
-        for info in self.files.get_file_info(FileSelector(self.base, recursive=True, allow_not_found=True)):
+        root, place = self.base.lstrip("/"), f"{self.base}/{folder}".rstrip("/")
+        for info in self.files.get_file_info(FileSelector(place, recursive=True, allow_not_found=True)):
             if info.type == FileType.File:
                 yield info.path.lstrip("/").removeprefix(root).lstrip("/")
 
@@ -118,6 +133,17 @@ class Storage:
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self.files.delete_file(f"{self.base}/{name}")
+
+
+def files_of_trial(root: Path, name: str) -> dict[str, Stamp]:
+    """The files of one trial in a sweep's folder, as `files_of` names them."""
+    folders = [f"{folder}/{name}" for folder in TRIALS]
+    return {f"{folder}/{each}": stamp for folder in folders for each, stamp in files_of(root / folder).items()}
+
+
+def in_order(name: str) -> tuple[bool, str]:
+    """Sorts files for an upload: checkpoints last, because they promise the other files of their trial."""
+    return name.rpartition("/")[2].startswith("epoch_"), name
 
 
 def is_uri(text: object) -> bool:
@@ -212,7 +238,7 @@ def digest(data: bytes) -> str:
 
 def require_free(option: str, storage: Storage) -> None:
     """Raises ConfigError if the storage holds files, other than those of a sweep that was refused at its start."""
-    others = sorted(name for name in storage.there if name != "sweep.yaml" and not _is_hidden(name))
+    others = sorted(name for name in storage.there if name != "sweep.yaml" and not is_hidden(name))
     if others:
         what = f"it holds {len(others):,} files, such as {others[0]}"
         if STUDY in storage.there:
@@ -272,9 +298,9 @@ def fetch(option: str, storage: Storage, outputs: Path, name: str | None = None)
     require_apart(option, storage, root)
     if "sweep.yaml" not in storage.there:
         raise ConfigError([f"{option}: must be a sweep's storage, got {storage.shown!r}: there is no sweep.yaml in it"])
-    names = sorted(each for each in storage.there if not _is_hidden(each))
+    names = sorted(each for each in storage.there if not is_hidden(each))
     for each in storage.there:
-        if ".." in each.split("/") or "\\" in each:
+        if not is_safe(each):
             raise ConfigError([f"{option}: must be a sweep's storage, got {storage.shown!r}: it holds {each!r}"])
     copy = outputs / f".{name}.{secrets.token_hex(8)}.tmp"
     try:
@@ -303,7 +329,12 @@ def fetch(option: str, storage: Storage, outputs: Path, name: str | None = None)
     return root
 
 
-def _is_hidden(name: str) -> bool:
+def is_safe(name: str) -> bool:
+    """Whether a file of this name lies in the folder to which it is relative, on any system."""
+    return ".." not in name.split("/") and "\\" not in name
+
+
+def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 

@@ -21,6 +21,7 @@ from model.system.files import remove_leftovers, replace_file
 from sweep.config import ConfigError, SweepConfig, blaming
 from sweep.config.workplace import Workplace
 from sweep.execution import bus_error, dry_run, folders, in_process, interrupts, start_weights
+from sweep.execution.collector import Collector
 from sweep.execution.mirror import Mirror
 from sweep.execution.start import Request
 from sweep.execution.storage import STUDY, Storage
@@ -59,7 +60,8 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
         return 0
 
     def workplace_in(root: Path) -> Workplace:
-        return Workplace(root, request.pools, allotment.threads, allotment.gpus, elsewhere=bool(members))
+        uri = request.storage.uri if request.storage is not None and request.apart else None
+        return Workplace(root, request.pools, allotment.threads, allotment.gpus, elsewhere=bool(members), storage=uri)
 
     if options.resume:
         workplace = workplace_in(options.resume)
@@ -75,7 +77,8 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     if members:
         resume += f" --address {options.address}"
     if request.storage is not None:
-        resume += f" --sync-to {shlex.quote(request.storage.shown)}"
+        option = "--storage" if request.apart else "--sync-to"
+        resume += f" {option} {shlex.quote(request.storage.shown)}"
         notes += request.storage.notes
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     closing.callback(terminal.stop)
@@ -94,10 +97,11 @@ def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine
 
     cluster.wait()
     root = request.options.resume or request.roots[0]
-    found = nodes.look(request.config, root, request.pools)
+    storage = request.storage if request.apart else None
+    found = nodes.look(request.config, root, request.pools, storage)
     if not request.options.quiet:
-        nodes.show(found)
-    nodes.require_ready(found, root, request.pools)
+        nodes.show(found, "folder" if storage is None else "storage")
+    nodes.require_ready(found, root, request.pools, storage)
     return [node.machine for node in found]
 
 
@@ -119,6 +123,7 @@ class Sweep:
     reporter: Reporter | None = None
     board: TensorBoard | None = None
     mirror: Mirror | None = None
+    collector: Collector | None = None
 
     def run(self) -> int:
         """Runs the sweep and returns its exit code. Whatever ends the sweep, this first writes the leaderboard, the
@@ -181,8 +186,16 @@ class Sweep:
         self.reporter = Reporter(self.config, self.workplace)
         if self.storage is not None:
             study = partial(study_file.snapshot, working or root / STUDY)
-            self.mirror = Mirror(self.storage, root, study, lambda line: terminal.say(line, at=0))
+            apart = self.workplace.storage is not None
+
+            def tell(line: str) -> None:
+                terminal.say(line, at=0)
+
+            self.mirror = Mirror(self.storage, root, study, tell, all_trials=not apart)
             self.closing.callback(self.mirror.close)
+            if apart:
+                self.collector = Collector(self.storage, root, self.reporter, self.mirror, tell)
+                self.closing.callback(self.collector.close)
 
     def _study_on_disk(self) -> Path | None:
         """Where the study lies while the sweep runs, if not in the sweep's folder, because that is on a network file
@@ -200,10 +213,11 @@ class Sweep:
         images, confirmed = self.workplace.pools, config.confirm is not None
         with another_main_module():
             ensure_pools(config, images, self.allotment.total_cpus, terminal.rendered, test=confirmed)
-        search.listeners = (terminal, reporter, *filter(None, [self.mirror]))
+        completes = self.collector or reporter
+        search.listeners = (terminal, completes, *filter(None, [self.mirror]))
         terminal.search_begins(search)
         for record in search.finished:
-            reporter.ended(record)
+            completes.ended(record)
         width = Width(
             self.workplace.root, search, terminal, self.allotment.at_once, config.search.max_concurrent == "auto"
         )
@@ -255,6 +269,10 @@ class Sweep:
         if fault is not None and fault != faults.BY_YOU:
             search.halted = search.halted or fault.sentence
         search.interrupt()
+        if self.collector is not None:
+            unfinished = [record for record in search.records.values() if record.state == "interrupted"]
+            if (late := self.collector.finish(unfinished, _HURRIED if search.interrupted else _PATIENT)) is not None:
+                terminal.say(late, at=0)
         winner, verdict, lacking = reporter.finish(search)
         terminal.summary(search, winner, verdict)
         for lack in lacking:

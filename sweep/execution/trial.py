@@ -28,6 +28,7 @@ from model.training.running_scores import Diverged
 from model.training.scores import SCORES
 from sweep.config import Asha, ConfigError, Median, NoStopping, SweepConfig, named_files, read_trial
 from sweep.config.workplace import Workplace
+from sweep.execution.trial_copy import TrialCopy
 from sweep.search.early_stopping import decides
 from sweep.search.records import TrialRecord
 from sweep.tensorboard.hparams import hparams
@@ -45,18 +46,35 @@ class Trial:
 
     def __init__(self, base: SweepConfig, workplace: Workplace, record: TrialRecord) -> None:
         self.base, self.workplace, self.record = base, workplace, record
-        self.folder, self.logs = workplace.files(record.name), workplace.logs(record.name)
+        self._copy = None if workplace.storage is None else TrialCopy(workplace, record.name)
         self._epochs: Generator[dict[str, Any]] | None = None
         self._closing = contextlib.ExitStack()
 
+    @property
+    def folder(self) -> Path:
+        return self.workplace.files(self.record.name)
+
+    @property
+    def logs(self) -> Path:
+        return self.workplace.logs(self.record.name)
+
     def step(self) -> dict[str, Any]:
-        """Trains one more epoch and returns its result.
+        """Trains one more epoch, uploads the trial's files if the machines share no folder, and returns its result.
 
         `state` is running, completed, diverged, failed or interrupted. Interrupted means that something outside of this
         program made the trial fail, such as a full disk (see `faults.surroundings`), which would fail the other trials
         too. The last three states have `error`, one line; failed also has `out_of_memory`, a bool. Raises no exception:
         the process goes on with other trials.
         """
+        result = self._step()
+        if self._copy is not None and result["state"] != "interrupted":
+            try:
+                self._copy.upload()
+            except OSError as error:
+                return {"state": "interrupted", "error": faults.surroundings(error)}
+        return result
+
+    def _step(self) -> dict[str, Any]:
         try:
             if self._epochs is None:
                 self._epochs = self._open()
@@ -78,6 +96,10 @@ class Trial:
             torch.accelerator.empty_cache()  # the process may be reused, and others share the device
 
     def _open(self) -> Generator[dict[str, Any]]:
+        if self._copy is not None:
+            weights = [] if self.base.network.init is None else [named_files.COPY]
+            self._closing.enter_context(self._copy.taken_over(weights))
+            self.workplace = self._copy.workplace
         # Workers outlive a killed driver by some seconds: wait until the last one releases this trial's lock.
         self._closing.enter_context(self.workplace.lock(self.record.name).acquire(timeout=60))
         if self.workplace.elsewhere:

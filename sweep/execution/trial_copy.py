@@ -1,0 +1,108 @@
+"""A trial's files on a machine that does not share the sweep's folder: fetched from the storage, and uploaded to it."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sweep.config.workplace import Workplace
+from sweep.execution.storage import (
+    TRIALS,
+    Stamp,
+    Storage,
+    StorageAway,
+    Superseded,
+    files_of_trial,
+    in_order,
+    is_hidden,
+    is_safe,
+    reason,
+    shown,
+)
+from sweep.machine.private_folder import private_folder
+
+_PATIENCE = 600.0  # seconds without an answer of the storage after which a trial gives up
+_LONGEST_PAUSE = 30.0  # between two attempts
+
+
+def owner_file(name: str) -> str:
+    """The file in the storage that says which process writes the trial's files; there is none if none does."""
+    return f"trials/{name}/.owner"
+
+
+class TrialCopy:
+    """The files of one trial in a temporary folder of this machine, and the way to the storage.
+
+    A process that has lost its connection to the sweep may train on, while the trial goes on elsewhere. So who takes
+    over a trial writes a random token into the storage, and a process whose token is not there uploads nothing more.
+    """
+
+    def __init__(self, workplace: Workplace, name: str) -> None:
+        self.workplace, self._name, self._token = workplace, name, secrets.token_hex(16).encode()
+        self._uri = str(workplace.storage)
+        self._storage: Storage | None = None
+        self._sent: dict[str, Stamp] = {}
+
+    @contextmanager
+    def taken_over(self, others: Sequence[str]) -> Iterator[None]:
+        """Makes this process the one that writes the trial, and fetches its files and `others` of the sweep to
+        `workplace.root`, a folder that goes with the block. Raises StorageAway."""
+        with private_folder("trials") as root:
+            self.workplace = replace(self.workplace, root=root)
+            self._patiently(lambda storage: self._fetch(storage, root, others))
+            yield
+
+    def upload(self) -> None:
+        """Uploads the files that have changed, checkpoints last, and removes in the storage what was removed here.
+        Raises StorageAway, and Superseded if the trial goes on elsewhere."""
+        self._patiently(self._upload)
+
+    def _fetch(self, storage: Storage, root: Path, others: Sequence[str]) -> None:
+        storage.put(owner_file(self._name), self._token)
+        for name in [*others, *names_of_trial(storage, self._name)]:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(storage.read(name))
+        self._sent = files_of_trial(root, self._name)
+
+    def _upload(self, storage: Storage) -> None:
+        here = files_of_trial(self.workplace.root, self._name)
+        for name in sorted((name for name in here if self._sent.get(name) != here[name]), key=in_order):
+            self._require_owner(storage)
+            storage.put(name, (self.workplace.root / name).read_bytes())
+            self._sent[name] = here[name]
+        for name in self._sent.keys() - here.keys():
+            self._require_owner(storage)
+            storage.remove(name)
+            del self._sent[name]
+
+    def _require_owner(self, storage: Storage) -> None:
+        try:
+            owner = storage.read(owner_file(self._name))
+        except FileNotFoundError:
+            owner = b""
+        if owner != self._token:
+            raise Superseded("another process goes on with this trial")
+
+    def _patiently(self, act: Callable[[Storage], None]) -> None:
+        """Calls `act` until the storage answers."""
+        begin, pause = time.monotonic(), 1.0
+        while True:
+            try:
+                self._storage = self._storage or Storage.unread(self._uri)
+                return act(self._storage)
+            except Superseded:
+                raise
+            except Exception as error:  # pyarrow and fsspec raise errors of many types
+                if time.monotonic() - begin > _PATIENCE:
+                    raise StorageAway(f"{shown(self._uri)} can't be read or written: {reason(error)}") from None
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def names_of_trial(storage: Storage, name: str, folders: Sequence[str] = TRIALS) -> list[str]:
+    """The trial's files in the storage, checkpoints last."""
+    found = [each for folder in folders for each in storage.names(f"{folder}/{name}")]
+    return sorted((each for each in found if is_safe(each) and not is_hidden(each)), key=in_order)
