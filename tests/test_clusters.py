@@ -285,7 +285,7 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere_from_their_last_epoch(
 ) -> None:
     put_into_variable(home, monkeypatch)
     second = own_cluster.add_node()
-    long = {"training__epochs": 60, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
+    long = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
     sweep = start("r", "--address", own_cluster.address, **long)
     wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     own_cluster.end(second)

@@ -32,7 +32,7 @@ os._exit(0)
 """
 
 
-LONG = {"training__epochs": 40, "search__trials": 2, "search__early_stopping": "none"}
+LONG = {"training__epochs": 20, "search__trials": 2, "search__early_stopping": "none"}
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_only_what_this_program_made_is_removed_from_the_temporary_folder(tempor
     (parent / "01234567").symlink_to(precious[0])
     left_by_killed = parent / "deadbeef"
     (left_by_killed / "ray" / "session").mkdir(parents=True)
-    with private_folder("Ray") as first, private_folder("Ray") as second:
+    with private_folder() as first, private_folder() as second:
         assert first.is_dir()
         assert second.is_dir()
         assert not left_by_killed.exists()
@@ -74,7 +74,7 @@ def test_only_what_this_program_made_is_removed_from_the_temporary_folder(tempor
 
 
 def test_a_sweep_leaves_nothing_in_the_temporary_folder(temporary: Path) -> None:
-    with private_folder("Ray") as folder:
+    with private_folder() as folder:
         (folder / "session").mkdir()
     assert list(temporary.iterdir()) == []
 
@@ -105,7 +105,7 @@ def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Pa
     assert list(parent.glob("*/ray/session_*/sockets/raylet"))
     sweep.kill()
     (left,) = parent.iterdir()
-    with private_folder("Ray"):
+    with private_folder():
         assert not left.exists()
 
 

@@ -112,7 +112,7 @@ def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_
 @pytest.mark.slow
 def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    sweep = start("r", training__epochs=30)
+    sweep = start("r", training__epochs=12)
     wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
     workers = sweep.workers()
     assert workers
@@ -141,14 +141,14 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_trial_one_epoch_and_the_others_nothing(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    sweep = start("r", "--verbose", training__epochs=30, search__early_stopping="none", search__trials=3)
+    sweep = start("r", "--verbose", training__epochs=12, search__early_stopping="none", search__trials=3)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
     sweep.workers()[0].kill()
     code, printed = sweep.wait()
     assert code == 0, printed
     assert printed.count("process was lost") == 1
     assert "will be tried again" in printed
-    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "30")}
+    assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "12")}
     assert_curves_without_scars(root)
 
 
@@ -158,7 +158,7 @@ def test_a_trial_that_loses_its_process_too_often_is_failed_and_the_others_compl
 ) -> None:
     root = tmp_path / "r"
     once = {"search__max_failures": 0, "search__trials": 3, "search__early_stopping": "none"}
-    sweep = start("r", training__epochs=30, **once)
+    sweep = start("r", training__epochs=12, **once)
     wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
     sweep.workers()[0].kill()
     code, printed = sweep.wait()
@@ -211,6 +211,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     (command,) = [line.removeprefix("to go on: ") for line in printed.splitlines() if line.startswith("to go on: ")]
     python, module, name, *arguments = command.split()
     assert (python, module, name) == ("python", "-m", "sweep.run")
+    quicker = [] if mode == "--local" or interrupt is ctrl_c else ["--local"]  # Ray goes on once, which is enough
     if interrupt is not ctrl_c_twice:
         assert "interrupted" in {row["state"] for row in leaderboard(root)}
         for path in root.glob("tensorboard/*/events.*"):  # each log ends with a whole record
@@ -218,7 +219,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
             size = file.size
             file.cut_half_record()
             assert file.size == size
-    code, printed = Sweep(*arguments).wait(180)
+    code, printed = Sweep(*arguments, *quicker).wait(180)
     assert code == 0, printed
     assert {row["state"] for row in leaderboard(root)} <= {"completed", "stopped"}
     assert_curves_without_scars(root)

@@ -240,8 +240,12 @@ class OwnCluster(RayCluster):
 
     def _prepare(self, closing: ExitStack) -> None:
         _require_loopback()
-        # Ray gives its own folder mode 0777.
-        self._folder = str(closing.enter_context(private_folder("Ray", _LONGEST_FOLDER)) / "ray")
+        try:
+            private = closing.enter_context(private_folder(_LONGEST_FOLDER))
+        except OSError as error:
+            place = "" if error.filename is None else f" in {error.filename!r}"
+            raise ConfigError([f"TMPDIR: no folder for Ray{place}: {error.strerror or error}"]) from None
+        self._folder = str(private / "ray")  # Ray gives it mode 0777
 
     def _connect(self) -> None:
         ray_compat.start_processes_with(self._start_process)

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from sweep.config.workplace import Workplace
 from sweep.execution.storage import (
     TRIALS,
+    Answer,
     Stamp,
     Storage,
     StorageAway,
@@ -48,10 +48,14 @@ class TrialCopy:
     @contextmanager
     def taken_over(self, others: Sequence[str]) -> Iterator[None]:
         """Makes this process the one that writes the trial, and fetches its files and `others` of the sweep to
-        `workplace.root`, a folder that goes with the block. Raises StorageAway."""
-        with private_folder("trials") as root:
+        `workplace.root`, a folder that goes with the block. Raises StorageAway, or another OSError of this machine."""
+        with private_folder() as root:
             self.workplace = replace(self.workplace, root=root)
-            self._patiently(lambda storage: self._fetch(storage, root, others))
+            for name, data in self._patiently(lambda storage: self._read(storage, others)).items():
+                path = root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            self._sent = files_of_trial(root, self._name)
             yield
 
     def upload(self) -> None:
@@ -59,13 +63,9 @@ class TrialCopy:
         Raises StorageAway, and Superseded if the trial goes on elsewhere."""
         self._patiently(self._upload)
 
-    def _fetch(self, storage: Storage, root: Path, others: Sequence[str]) -> None:
+    def _read(self, storage: Storage, others: Sequence[str]) -> dict[str, bytes]:
         storage.put(owner_file(self._name), self._token)
-        for name in [*others, *names_of_trial(storage, self._name)]:
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(storage.read(name))
-        self._sent = files_of_trial(root, self._name)
+        return {name: storage.read(name) for name in [*others, *names_of_trial(storage, self._name)]}
 
     def _upload(self, storage: Storage) -> None:
         here = files_of_trial(self.workplace.root, self._name)
@@ -86,8 +86,8 @@ class TrialCopy:
         if owner != self._token:
             raise Superseded("another process goes on with this trial")
 
-    def _patiently(self, act: Callable[[Storage], None]) -> None:
-        """Calls `act` until the storage answers."""
+    def _patiently(self, act: Callable[[Storage], Answer]) -> Answer:
+        """Calls `act` until the storage answers, and has the files that it asks for."""
         begin, pause = time.monotonic(), 1.0
         while True:
             try:

@@ -1,5 +1,6 @@
 """Temporary folders that only this user can enter, and that the next one removes if its process is killed."""
 
+import errno
 import fcntl
 import os
 import re
@@ -11,33 +12,27 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sweep.config import ConfigError
-
 _NAME = re.compile("[0-9a-f]{8}")
+_MUST_BE = "it must be a folder of yours that nobody else may enter (mode 0700)"
 
 
 @contextmanager
-def private_folder(use: str, longest: int | None = None) -> Iterator[Path]:
+def private_folder(longest: int | None = None) -> Iterator[Path]:
     """Yields a new temporary folder and removes it at the end, as it does those that killed processes have left.
 
     The folder lies inside one of mode 0700 that only this user can enter. There each process holds an advisory lock
-    (flock) on its own folder while it lives; only folders of such names without a lock are removed. `use` names the
-    purpose in errors; a path of more than `longest` characters would lie in /tmp instead. Raises ConfigError.
+    (flock) on its own folder while it lives; only folders of such names without a lock are removed. The folder lies in
+    /tmp if its path would otherwise have more than `longest` characters. Raises OSError.
     """
     parent = Path(tempfile.gettempdir(), f"crnn-sweep-{os.geteuid()}")
     if longest is not None and len(str(parent / "12345678")) > longest:
         parent = Path("/tmp", parent.name)
     with ExitStack() as closing:
-        try:
-            own = _make(parent, closing)
-        except OSError as error:
-            raise ConfigError([f"TMPDIR: no folder for {use} in {str(parent)!r}: {error.strerror or error}"]) from None
-        yield own
+        yield _make(parent, closing)
 
 
 def _make(parent: Path, closing: ExitStack) -> Path:
-    """Creates and locks a folder in `parent`, after removing those of processes that no longer live. Raises OSError,
-    also if another user can enter `parent`."""
+    """Creates and locks a folder in `parent`, after removing those of processes that no longer live."""
     while True:
         with suppress(FileExistsError):
             parent.mkdir(mode=0o700)
@@ -45,7 +40,7 @@ def _make(parent: Path, closing: ExitStack) -> Path:
         try:
             found = parent.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise PermissionError("it must be a folder of yours that nobody else may enter (mode 0700)")
+                raise PermissionError(errno.EPERM, _MUST_BE, str(parent))
             for left in parent.iterdir():
                 if _NAME.fullmatch(left.name):
                     with suppress(OSError), _locked(left):
