@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from sweep.config.workplace import Workplace
 from sweep.execution.collector import Collector
 from sweep.execution.mirror import Mirror
-from sweep.execution.storage import Storage, Superseded
+from sweep.execution.storage import Storage, Superseded, owned
 from sweep.execution.trial_copy import TrialCopy
 from sweep.search.records import TrialRecord
 from tests.processes import Start, StartLocal, wait_for
@@ -104,8 +105,8 @@ class Told:
 
 def collected(tmp_path: Path, told: Told, kind: type[Storage] = Storage) -> tuple[Mirror, Collector]:
     storage = kind.open("--storage", f"file://{tmp_path}/storage")
-    mirror = Mirror(storage, tmp_path / "root", lambda: b"study", told.lines.append, all_trials=False)
-    return mirror, Collector(storage, tmp_path / "root", told, mirror, told.lines.append)
+    mirror = Mirror(storage, tmp_path / "root", lambda: b"study", told.lines.append, taken=[])
+    return mirror, Collector(storage, tmp_path / "root", told, mirror, told.lines.append, owned(storage))
 
 
 def write(path: Path, data: bytes) -> None:
@@ -114,7 +115,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def test_curves_grow_here_while_a_trial_runs_elsewhere_and_all_its_files_are_here_at_its_end(tmp_path: Path) -> None:
-    there, here, told, record = tmp_path / "storage", tmp_path / "root", Told(), TrialRecord(0, "0000", {})
+    there, here, told = tmp_path / "storage", tmp_path / "root", Told()
+    record = TrialRecord(0, "0000", {}, state="completed")
     write(there / "tensorboard" / "0000" / "events", b"one ")
     write(there / "trials" / "0000" / "best.pt", b"weights")
     write(there / "trials" / "0000" / ".owner", b"token")
@@ -147,10 +149,11 @@ def test_a_storage_that_is_away_is_told_once_and_read_later(tmp_path: Path) -> N
                 raise OSError("no route to host")
             return super().names(folder)
 
-    write(tmp_path / "storage" / "tensorboard" / "0000" / "events", b"one")
-    told = Told()
+    told, record = Told(), TrialRecord(0, "0000", {}, state="completed")
     mirror, collector = collected(tmp_path, told, Away)
-    collector.ended(TrialRecord(0, "0000", {}))
+    collector.started(record)
+    write(tmp_path / "storage" / "tensorboard" / "0000" / "events", b"one")
+    collector.ended(record)
     assert collector.finish([], 60) is None
     assert mirror.finish(60) is None
     assert told.lines == [f"file://{tmp_path}/storage can't be read: no route to host; the sweep goes on and waits"]
@@ -163,3 +166,20 @@ def test_an_error_in_completing_a_trial_reaches_the_sweep(tmp_path: Path) -> Non
     with pytest.raises(PermissionError):
         collector.finish([], 60)
     mirror.close()
+
+
+def test_the_files_of_a_trial_that_no_process_has_taken_over_are_here_and_stay(tmp_path: Path) -> None:
+    """A sweep that begins to use a storage, or whose last command ended in order."""
+    here, told, record = tmp_path / "root" / "trials" / "0000" / "best.pt", Told(), TrialRecord(0, "0000", {})
+    write(here, b"the newest")
+    write(tmp_path / "storage" / "trials" / "0000" / "best.pt", b"older")
+    storage = Storage.open("--storage", f"file://{tmp_path}/storage")
+    mirror = Mirror(storage, tmp_path / "root", lambda: b"study", told.lines.append, taken=["0000"])
+    collector = Collector(storage, tmp_path / "root", told, mirror, told.lines.append, owned(storage))
+    mirror.wait(60)
+    collector.ended(replace(record, state="completed"))
+    assert collector.finish([record], 60) is None
+    assert mirror.finish(60) is None
+    assert here.read_bytes() == b"the newest"
+    assert (tmp_path / "storage" / "trials" / "0000" / "best.pt").read_bytes() == b"the newest"
+    assert told.completed == ["0000"]

@@ -2,15 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from model.system.files import replace_file
 from sweep.execution.mirror import Mirror
-from sweep.execution.storage import THREAD, Storage, files_of_trial, reason
-from sweep.execution.trial_copy import names_of_trial, owner_file
+from sweep.execution.storage import THREAD, Storage, files_of_trial, owner_file, reason
+from sweep.execution.trial_copy import names_of_trial
 from sweep.search.records import TrialRecord
 
 _LONGEST_PAUSE = 30.0  # seconds after a failed attempt, at most
@@ -22,28 +21,27 @@ class Completes(Protocol):
     def ended(self, record: TrialRecord) -> None: ...
 
 
-@dataclass
-class _Wanted:
-    """What to fetch of a trial: its curves alone, or everything, for good; with its record if it has ended."""
-
-    everything: bool = False
-    record: TrialRecord | None = None
-
-
 class Collector:
     """Listener of the search that keeps the sweep's folder up to date with the storage, to which trials upload.
 
     After each epoch of a trial it fetches the trial's curves, and after the end all its files, which `reporter` then
     completes and `mirror` takes. A thread of its own does this, so that neither the search nor other trials wait for
-    the storage.
+    the storage. `elsewhere` has the trials whose newest files are in the storage at the start.
     """
 
     def __init__(
-        self, storage: Storage, root: Path, reporter: Completes, mirror: Mirror, tell: Callable[[str], None]
+        self,
+        storage: Storage,
+        root: Path,
+        reporter: Completes,
+        mirror: Mirror,
+        tell: Callable[[str], None],
+        elsewhere: Collection[str] = (),
     ) -> None:
+        self._elsewhere = set(elsewhere)
         self._storage, self._root, self._reporter, self._mirror, self._tell = storage, root, reporter, mirror, tell
-        self._wanted: dict[str, _Wanted] = {}
-        self._stamps: dict[str, tuple[int, int] | None] = {}  # of the files in the storage, when they were fetched
+        self._wanted: dict[str, TrialRecord | None] = {}  # trials to fetch; without a record, their curves
+        self._stamps: dict[str, tuple[int, int]] = {}  # of the curves in the storage, when they were fetched
         self._change = threading.Condition()
         self._abandoned = self._ending = False
         self._broken: Exception | None = None  # why trials that have ended could not be completed
@@ -53,29 +51,29 @@ class Collector:
         self._thread.start()
 
     def started(self, record: TrialRecord) -> None:
-        pass
+        self._elsewhere.add(record.name)
 
     def reported(self, record: TrialRecord) -> None:
-        self._want(record.name)
+        self._want(record.name, None)
 
     def released(self, record: TrialRecord) -> None:
         pass
 
     def ended(self, record: TrialRecord) -> None:
-        self._want(record.name, everything=True, record=record)
+        self._want(record.name, record)
 
     def finish(self, unfinished: Iterable[TrialRecord], patience: float) -> str | None:
-        """Fetches what is left, also of trials that have not ended. Returns a sentence if the storage did not answer
-        for `patience` seconds."""
+        """Fetches what is left, also of `unfinished` trials, which no process may continue from now on. Returns a
+        sentence if the storage did not answer for `patience` seconds."""
         for record in unfinished:
-            self._want(record.name, everything=True)
+            if record.name in self._elsewhere:
+                self._want(record.name, record)
         begin = time.monotonic()
         with self._change:
             self._ending = True
             self._change.notify()
         while self._thread.is_alive():
             self._thread.join(0.1)
-            self._raise_if_broken()
             if time.monotonic() - max(begin, self._answered) > patience:
                 self.close()
                 return f"not all files could be fetched from {self._storage.shown}: {self._fault or 'no answer'}"
@@ -92,11 +90,10 @@ class Collector:
         if self._broken is not None:
             raise self._broken
 
-    def _want(self, name: str, everything: bool = False, record: TrialRecord | None = None) -> None:
+    def _want(self, name: str, record: TrialRecord | None) -> None:
         self._raise_if_broken()
         with self._change:
-            wanted = self._wanted.setdefault(name, _Wanted())
-            wanted.everything, wanted.record = wanted.everything or everything, wanted.record or record
+            self._wanted[name] = self._wanted.get(name) or record
             self._change.notify()
 
     def _run(self) -> None:
@@ -107,48 +104,53 @@ class Collector:
                 if self._abandoned or not self._wanted:
                     return
                 name = next(iter(self._wanted))
-                wanted = self._wanted.pop(name)
+                record = self._wanted.pop(name)
             try:
-                self._collect(name, wanted)
+                if record is None:
+                    self._fetch_curves(name)
+                elif name in self._elsewhere:
+                    self._fetch_all(name)
                 self._fault, pause = None, 1.0
             except Exception as error:  # pyarrow and fsspec raise errors of many types
-                self._want(name, wanted.everything, wanted.record)
+                self._want(name, record)
                 if self._fault is None:
                     self._tell(f"{self._storage.shown} can't be read: {reason(error)}; the sweep goes on and waits")
                 self._fault = reason(error)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            if wanted.record is not None:
+            if record is not None:
+                self._elsewhere.discard(name)
                 try:
-                    self._reporter.ended(wanted.record)
+                    if record.state != "interrupted":
+                        self._reporter.ended(record)
                 except Exception as error:
                     self._broken = error
                     return
-                self._mirror.take(wanted.record)
+                self._mirror.take(record)
 
-    def _collect(self, name: str, wanted: _Wanted) -> None:
-        if wanted.everything:  # from now on, no process that may still train the trial uploads anything
-            self._storage.remove(owner_file(name))
-            there = names_of_trial(self._storage, name)
-        else:
-            there = names_of_trial(self._storage, name, ["tensorboard"])
+    def _fetch_curves(self, name: str) -> None:
+        for each in names_of_trial(self._storage, name, ["tensorboard"]):
+            stamp = self._storage.stamp(each)
+            self._answered = time.monotonic()
+            if stamp is not None and stamp != self._stamps.get(each):
+                self._fetch(each)
+                self._stamps[each] = stamp
+
+    def _fetch_all(self, name: str) -> None:
+        self._storage.put(owner_file(name), b"")  # a process that still trains the trial uploads no more from now on
+        there = names_of_trial(self._storage, name)
         for each in there:
-            self._fetch(each, wanted.everything)
-        if not wanted.everything:
-            return
+            self._fetch(each)
         for each in files_of_trial(self._root, name).keys() - set(there):
             (self._root / each).unlink()
             self._storage.fetched.pop(each, None)
         self._storage.there.update(there)
+        self._storage.remove(owner_file(name))
 
-    def _fetch(self, name: str, anyway: bool) -> None:
-        """Fetches a file, `anyway` or if it has changed. What is new is appended, because TensorBoard may read it."""
-        stamp, path = None if anyway else self._storage.stamp(name), self._root / name
-        self._answered = time.monotonic()
-        if stamp is not None and stamp == self._stamps.get(name):
-            return
-        data = self._storage.read(name)
+    def _fetch(self, name: str) -> None:
+        """Fetches a file. What is new is appended to what is here, because TensorBoard may read it."""
+        data, path = self._storage.read(name), self._root / name
         here = path.read_bytes() if path.is_file() else None
         if here is not None and data.startswith(here):
             with path.open("ab") as file:
@@ -158,5 +160,4 @@ class Collector:
             replace_file(path, data)
         stat = path.stat()
         self._storage.fetched[name] = stat.st_size, stat.st_mtime_ns, stat.st_ino
-        self._stamps[name] = stamp
         self._answered = time.monotonic()

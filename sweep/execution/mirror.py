@@ -13,10 +13,12 @@ from sweep.execution.storage import (
     TRIALS,
     Stamp,
     Storage,
+    StorageAway,
     Superseded,
     digest,
     files_of,
     in_order,
+    owner_file,
     reason,
 )
 from sweep.search.records import TrialRecord
@@ -33,8 +35,8 @@ class Mirror:
     trials that run and those of the sweep, and removes from the storage what was removed here.
 
     A thread of its own uploads, so that no trial waits, also if the storage does not answer for hours: it is tried
-    again until it does. `study` gives the contents of study.db. Without `all_trials`, it leaves a
-    trial alone until `take`: before, the trial uploads its files itself, from another machine.
+    again until it does. `study` gives the contents of study.db. With `taken`, it
+    leaves all other trials alone, and those that start, until `take`: they upload their files from other machines.
 
     The storage holds a sweep that can go on at any time, as if killed at that time: what study.db says and what a
     checkpoint promises of other files is uploaded before them, and checkpoints are removed after the study says that
@@ -47,10 +49,10 @@ class Mirror:
         root: Path,
         study: Callable[[], bytes],
         tell: Callable[[str], None],
-        all_trials: bool = True,
+        taken: Collection[str] | None = None,
     ) -> None:
         self._storage, self._root, self._study, self._tell = storage, root, study, tell
-        self._taken: set[str] | None = None if all_trials else set()
+        self._taken = None if taken is None else set(taken)
         self._sent, self._there = storage.fetched, storage.there
         self._study_sent = storage.study if storage.fetched else None  # digest of the study that is there
         self._studies = {storage.study}  # of those that were there before, or that this sweep may have sent
@@ -58,8 +60,8 @@ class Mirror:
         self._looked = 0.0  # when that was looked at
         self._running: set[str] = set()  # trials, all of which an upload of the study must look at
         self._trials: set[str] = set()  # that ran since the last upload
-        self._lock = threading.Lock()
-        self._wake, self._ending = threading.Event(), threading.Event()
+        self._lock = threading.RLock()
+        self._wake, self._begun, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._abandoned = self._done = False
         self._fault: str | None = None
         self._superseded = False
@@ -70,6 +72,8 @@ class Mirror:
     def started(self, record: TrialRecord) -> None:
         with self._lock:
             self._running.add(record.name)
+            if self._taken is not None:
+                self._taken.discard(record.name)
         self._wake.set()
 
     def reported(self, record: TrialRecord) -> None:
@@ -86,9 +90,18 @@ class Mirror:
 
     def take(self, record: TrialRecord) -> None:
         """Uploads the trial's files from now on, because nobody else writes them any more."""
-        if self._taken is not None:
-            self._taken.add(record.name)
+        with self._lock:
+            if self._taken is not None:
+                self._taken.add(record.name)
         self.ended(record)
+
+    def wait(self, patience: float) -> None:
+        """Waits until all is uploaded that was there at the start. Raises StorageAway if the storage does not answer
+        for `patience` seconds."""
+        begin = time.monotonic()
+        while not self._begun.wait(0.1):
+            if time.monotonic() - max(begin, self._answered) > patience or not self._thread.is_alive():
+                raise StorageAway(f"{self._storage.shown} can't be written: {self._fault or 'no answer'}")
 
     def finish(self, patience: float) -> str | None:
         """Uploads what is left, and returns a sentence if that failed for `patience` seconds."""
@@ -127,6 +140,7 @@ class Mirror:
             begin = time.monotonic()
             try:
                 self._upload(None if everything else trials)
+                self._begun.set()
                 if self._ending.is_set() and everything and self._is_done():
                     return
                 if self._fault is not None:
@@ -188,8 +202,11 @@ class Mirror:
 
     def _filter(self) -> Callable[[str], bool]:
         """Tells which files are uploaded, by their names."""
-        taken = None if self._taken is None else {None, OWN_RUN, *list(self._taken)}
-        return lambda name: taken is None or _trial_of(name) in taken
+        if self._taken is None:
+            return lambda name: True
+        with self._lock:
+            taken = {None, OWN_RUN, *self._taken}
+        return lambda name: (trial := _trial_of(name)) in taken and name != owner_file(str(trial))
 
     def _put_study(self, study: bytes) -> None:
         if (found := digest(study)) != self._study_sent:

@@ -21,6 +21,7 @@ from sweep.config import ConfigError, SweepConfig
 STUDY = "study.db"
 TRIALS = ("trials", "tensorboard")  # folders with a folder for each trial
 OWN_RUN = "_sweep"  # in `tensorboard`: the sweep's own run
+_OWNER = ".owner"
 THREAD = "storage"  # name of the threads that wait for a storage
 
 _PATIENCE = 7.0  # seconds that a storage gets to answer before a sweep starts
@@ -133,6 +134,18 @@ class Storage:
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self.files.delete_file(f"{self.base}/{name}")
+
+
+def owner_file(name: str) -> str:
+    """The file in a storage that says which process writes the trial's files there. It is there as long as these files
+    are newer than those in the sweep's folder."""
+    return f"{TRIALS[0]}/{name}/{_OWNER}"
+
+
+def owned(storage: Storage) -> set[str]:
+    """The trials whose newest files were in the storage when it was opened."""
+    paths = [PurePosixPath(name) for name in storage.there]
+    return {path.parent.name for path in paths if str(path) == owner_file(path.parent.name)}
 
 
 def files_of_trial(root: Path, name: str) -> dict[str, Stamp]:

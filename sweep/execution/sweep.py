@@ -24,7 +24,7 @@ from sweep.execution import bus_error, dry_run, folders, in_process, interrupts,
 from sweep.execution.collector import Collector
 from sweep.execution.mirror import Mirror
 from sweep.execution.start import Request
-from sweep.execution.storage import STUDY, Storage
+from sweep.execution.storage import STUDY, Storage, owned
 from sweep.execution.trial import Trial
 from sweep.execution.width import Width
 from sweep.machine import machine_file
@@ -191,10 +191,12 @@ class Sweep:
             def tell(line: str) -> None:
                 terminal.say(line, at=0)
 
-            self.mirror = Mirror(self.storage, root, study, tell, all_trials=not apart)
+            elsewhere = owned(self.storage)
+            here = {record.name for record in self.search.records.values()} - elsewhere
+            self.mirror = Mirror(self.storage, root, study, tell, here if apart else None)
             self.closing.callback(self.mirror.close)
             if apart:
-                self.collector = Collector(self.storage, root, self.reporter, self.mirror, tell)
+                self.collector = Collector(self.storage, root, self.reporter, self.mirror, tell, elsewhere)
                 self.closing.callback(self.collector.close)
 
     def _study_on_disk(self) -> Path | None:
@@ -230,6 +232,8 @@ class Sweep:
         else:
             from sweep.execution import on_ray  # imports Ray, which --local does without
 
+            if self.mirror is not None and self.collector is not None:
+                self.mirror.wait(_PATIENT)  # trials fetch from the storage what is here
             on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, self._give_up)
 
     def _give_up_without_image(self) -> None:

@@ -18,6 +18,7 @@ from sweep.execution.storage import (
     in_order,
     is_hidden,
     is_safe,
+    owner_file,
     reason,
     shown,
 )
@@ -25,11 +26,6 @@ from sweep.machine.private_folder import private_folder
 
 _PATIENCE = 600.0  # seconds without an answer of the storage after which a trial gives up
 _LONGEST_PAUSE = 30.0  # between two attempts
-
-
-def owner_file(name: str) -> str:
-    """The file in the storage that says which process writes the trial's files; there is none if none does."""
-    return f"trials/{name}/.owner"
 
 
 class TrialCopy:
