@@ -275,7 +275,11 @@ class Sweep:
         search.interrupt()
         if self.collector is not None:
             unfinished = [record for record in search.records.values() if record.state == "interrupted"]
-            if (late := self.collector.finish(unfinished, _HURRIED if search.interrupted else _PATIENT)) is not None:
+            try:
+                late = self.collector.finish(unfinished, _HURRIED if search.interrupted else _PATIENT)
+            except Exception as error:
+                fault, late = fault or _logged(error), None
+            if late is not None:
                 terminal.say(late, at=0)
         winner, verdict, lacking = reporter.finish(search)
         terminal.summary(search, winner, verdict)
