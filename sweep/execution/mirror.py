@@ -35,8 +35,10 @@ class Mirror:
     trials that run and those of the sweep, and removes from the storage what was removed here.
 
     A thread of its own uploads, so that no trial waits, also if the storage does not answer for hours: it is tried
-    again until it does. `study` gives the contents of study.db. With `taken`, it
-    leaves all other trials alone, and those that start, until `take`: they upload their files from other machines.
+    again until it does. `study` gives the contents of study.db.
+
+    With `taken`, names of trials, all other trials are left alone, and those that start, until `take`: they upload
+    their files themselves, from other machines.
 
     The storage holds a sweep that can go on at any time, as if killed at that time: what study.db says and what a
     checkpoint promises of other files is uploaded before them, and checkpoints are removed after the study says that
