@@ -71,12 +71,15 @@ def _shares_outputs(folders: Folders, name: str) -> tuple[bool, str | None]:
 def _shares_storage(folders: Folders, name: str) -> tuple[bool, str | None]:
     try:
         storage = Storage.unread(str(folders.storage))
-        shared = storage.read("sweep.yaml") == folders.settings
+        if storage.read("sweep.yaml") != folders.settings:
+            return False, None
         storage.put(name, b"")
         storage.remove(name)
+    except FileNotFoundError:
+        return False, None
     except Exception as error:  # pyarrow and fsspec raise errors of many types
         return True, reason(error)
-    return shared, None
+    return True, None
 
 
 def _existing(folder: Path) -> Path:
