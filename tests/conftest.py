@@ -26,8 +26,8 @@ QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files that take longest first: those with the most slow tests, then those with the most that need
-    images. With `-n 3`, each of three processes takes the next file, and one should not begin the longest when the
-    others have no more to do."""
+    images. With `-n 2`, each of two processes takes the next file, and one should not begin the longest when the other
+    has no more to do."""
     cost = Counter[Path]()
     for item in items:
         slow = any(item.get_closest_marker(marker) for marker in SLOW)
