@@ -41,7 +41,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--name", help="folder of this sweep (default CONFIG-DATE-TIME)")
     add("--output-dir", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default runs)")
     add("--sync-to", metavar="URI", help="copy the sweep's files there while it runs: s3://, gs://, file://, …")
-    add("--storage", metavar="URI", help="the same on a cluster whose nodes share no folder: trials go through it")
+    add("--storage", metavar="URI", help="the same for nodes without a shared folder: trials pass files through it")
     add("--cache-dir", type=Path, metavar="DIR", help="where rendered images lie (default: the user's cache)")
     add("--dry-run", action="store_true", help="show config, space and five sampled trials; start nothing")
     where = "the Ray cluster: local (default) starts one of its own, auto or HOST:PORT joins one that runs"

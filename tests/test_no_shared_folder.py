@@ -90,7 +90,7 @@ def test_a_process_whose_trial_goes_on_elsewhere_uploads_nothing_more(tmp_path: 
 
 
 class Told:
-    """Lines for the terminal, and a reporter that may be at fault."""
+    """Takes note of lines for the terminal, and of trials that are complete, unless it raises an error."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.lines: list[str] = []
@@ -106,7 +106,7 @@ class Told:
 def collected(tmp_path: Path, told: Told, kind: type[Storage] = Storage) -> tuple[Mirror, Collector]:
     storage = kind.open("--storage", f"file://{tmp_path}/storage")
     mirror = Mirror(storage, tmp_path / "root", lambda: b"study", told.lines.append, taken=[])
-    return mirror, Collector(storage, tmp_path / "root", told, mirror, told.lines.append, owned(storage))
+    return mirror, Collector(storage, tmp_path / "root", told.ended, mirror, told.lines.append, owned(storage))
 
 
 def write(path: Path, data: bytes) -> None:
@@ -173,13 +173,21 @@ def test_the_files_of_a_trial_that_no_process_has_taken_over_are_here_and_stay(t
     here, told, record = tmp_path / "root" / "trials" / "0000" / "best.pt", Told(), TrialRecord(0, "0000", {})
     write(here, b"the newest")
     write(tmp_path / "storage" / "trials" / "0000" / "best.pt", b"older")
-    storage = Storage.open("--storage", f"file://{tmp_path}/storage")
+    fetched: list[str] = []
+
+    class Recorded(Storage):
+        def read(self, name: str) -> bytes:
+            fetched.append(name)
+            return super().read(name)
+
+    storage = Recorded.open("--storage", f"file://{tmp_path}/storage")
     mirror = Mirror(storage, tmp_path / "root", lambda: b"study", told.lines.append, taken=["0000"])
-    collector = Collector(storage, tmp_path / "root", told, mirror, told.lines.append, owned(storage))
+    collector = Collector(storage, tmp_path / "root", told.ended, mirror, told.lines.append, owned(storage))
     mirror.wait(60)
     collector.ended(replace(record, state="completed"))
     assert collector.finish([record], 60) is None
     assert mirror.finish(60) is None
+    assert "trials/0000/best.pt" not in fetched
     assert here.read_bytes() == b"the newest"
     assert (tmp_path / "storage" / "trials" / "0000" / "best.pt").read_bytes() == b"the newest"
     assert told.completed == ["0000"]

@@ -4,42 +4,33 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Protocol
 
 from model.system.files import replace_file
 from sweep.execution.mirror import Mirror
-from sweep.execution.storage import THREAD, Storage, files_of_trial, owner_file, reason
+from sweep.execution.storage import LONGEST_PAUSE, THREAD, Storage, files_of_trial, owner_file, reason
 from sweep.execution.trial_copy import names_of_trial
 from sweep.search.records import TrialRecord
 
-_LONGEST_PAUSE = 30.0  # seconds after a failed attempt, at most
-
-
-class Completes(Protocol):
-    """What completes the files of a trial that has ended."""
-
-    def ended(self, record: TrialRecord) -> None: ...
-
 
 class Collector:
-    """Listener of the search that keeps the sweep's folder up to date with the storage, to which trials upload.
+    """Listener of the search that fetches trials' files from the storage, to which other machines upload them.
 
-    After each epoch of a trial it fetches the trial's curves, and after the end all its files, which `reporter` then
-    completes and `mirror` takes. A thread of its own does this, so that neither the search nor other trials wait for
-    the storage. `elsewhere` has the trials whose newest files are in the storage at the start.
+    After each epoch of a trial it fetches the trial's curves. When a trial has ended it fetches all its files, calls
+    `complete` and then `mirror.take`. A thread of its own does this, so that neither the search nor other trials wait
+    for the storage. `elsewhere` has the names of the trials whose newest files are in the storage at the start.
     """
 
     def __init__(
         self,
         storage: Storage,
         root: Path,
-        reporter: Completes,
+        complete: Callable[[TrialRecord], None],
         mirror: Mirror,
         tell: Callable[[str], None],
         elsewhere: Collection[str] = (),
     ) -> None:
         self._elsewhere = set(elsewhere)
-        self._storage, self._root, self._reporter, self._mirror, self._tell = storage, root, reporter, mirror, tell
+        self._storage, self._root, self._complete, self._mirror, self._tell = storage, root, complete, mirror, tell
         self._wanted: dict[str, TrialRecord | None] = {}  # trials to fetch; without a record, their curves
         self._stamps: dict[str, tuple[int, int]] = {}  # of the curves in the storage, when they were fetched
         self._change = threading.Condition()
@@ -63,8 +54,8 @@ class Collector:
         self._want(record.name, record)
 
     def finish(self, unfinished: Iterable[TrialRecord], patience: float) -> str | None:
-        """Fetches what is left, also of `unfinished` trials, which no process may continue from now on. Returns a
-        sentence if the storage did not answer for `patience` seconds."""
+        """Fetches what is left, and all files of `unfinished` trials, to which no process uploads from now on. Returns
+        a sentence if the storage did not answer for `patience` seconds. Raises what `complete` raised."""
         for record in unfinished:
             if record.name in self._elsewhere:
                 self._want(record.name, record)
@@ -117,13 +108,13 @@ class Collector:
                     self._tell(f"{self._storage.shown} can't be read: {reason(error)}; the sweep goes on and waits")
                 self._fault = reason(error)
                 time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE)
                 continue
-            if record is not None:
+            if record is not None and not self._abandoned:
                 self._elsewhere.discard(name)
                 try:
                     if record.state != "interrupted":
-                        self._reporter.ended(record)
+                        self._complete(record)
                 except Exception as error:
                     self._broken = error
                     return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sweep.execution.storage import (
+    LONGEST_PAUSE,
     OWN_RUN,
     STUDY,
     THREAD,
@@ -24,7 +25,6 @@ from sweep.execution.storage import (
 from sweep.search.records import TrialRecord
 
 _PAUSE = 1.0  # seconds between two uploads, at least
-_LONGEST_PAUSE = 30.0  # seconds after a failed one, at most
 _QUIET = 5.0  # seconds at the end after which a line says what is waited for
 
 log = logging.getLogger("sweep")
@@ -37,8 +37,8 @@ class Mirror:
     A thread of its own uploads, so that no trial waits, also if the storage does not answer for hours: it is tried
     again until it does. `study` gives the contents of study.db.
 
-    With `taken`, names of trials, all other trials are left alone, and those that start, until `take`: they upload
-    their files themselves, from other machines.
+    If trials upload their own files, from other machines, `taken` names those trials that do not: the mirror uploads
+    the files of these alone. A trial leaves them when it starts and comes back with `take`.
 
     The storage holds a sweep that can go on at any time, as if killed at that time: what study.db says and what a
     checkpoint promises of other files is uploaded before them, and checkpoints are removed after the study says that
@@ -62,7 +62,7 @@ class Mirror:
         self._looked = 0.0  # when that was looked at
         self._running: set[str] = set()  # trials, all of which an upload of the study must look at
         self._trials: set[str] = set()  # that ran since the last upload
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._wake, self._begun, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._abandoned = self._done = False
         self._fault: str | None = None
@@ -161,7 +161,7 @@ class Mirror:
                         f"{self._storage.shown} can't be written: {reason(error)}; the sweep goes on and uploads later"
                     )
                 self._fault = reason(error)
-                everything, pause = True, min(2 * pause, _LONGEST_PAUSE)
+                everything, pause = True, min(2 * pause, LONGEST_PAUSE)
                 if self._ending.is_set():
                     time.sleep(_PAUSE)
             self._ending.wait(pause)
@@ -169,19 +169,19 @@ class Mirror:
                 self._wake.wait()
 
     def _is_done(self) -> bool:
+        ours = self._filter()
         with self._lock:
-            may = self._filter()
-            sent = {name: stamp for name, stamp in list(self._sent.items()) if may(name)}
-            self._done = sent == self._files(None, may) and digest(self._study()) == self._study_sent
+            sent = {name: stamp for name, stamp in list(self._sent.items()) if ours(name)}
+            self._done = sent == self._files(None, ours) and digest(self._study()) == self._study_sent
             return self._done
 
     def _upload(self, trials: Collection[str] | None) -> None:
         """Uploads what has changed in the folders of `trials` and in the sweep's own, or everywhere if they are None.
         Raises whatever a storage raises."""
-        may = self._filter()
-        before = self._files(trials, may)
+        ours = self._filter()
+        before = self._files(trials, ours)
         study = self._study()  # files that it speaks of are read later, and so are at least as new
-        now = self._files(trials, may)
+        now = self._files(trials, ours)
         if not any(name.startswith("trials/") for name in now):
             self._put_study(study)  # from now on the copy of a new sweep can go on
         for name in sorted((name for name in now if self._sent.get(name) != now[name]), key=in_order):
@@ -193,17 +193,17 @@ class Mirror:
             self._sent[name] = now[name]
         self._put_study(study)
         here = {*before, *now, STUDY}
-        for name in [name for name in list(self._there) if _is_of(trials, name) and may(name) and name not in here]:
+        for name in [name for name in list(self._there) if _is_of(trials, name) and ours(name) and name not in here]:
             self._require_own()
             self._storage.remove(name)
             self._there.discard(name)
             self._sent.pop(name, None)
 
-    def _files(self, trials: Collection[str] | None, may: Callable[[str], bool]) -> dict[str, Stamp]:
-        return {name: stamp for name, stamp in files_of(self._root, trials).items() if may(name)}
+    def _files(self, trials: Collection[str] | None, ours: Callable[[str], bool]) -> dict[str, Stamp]:
+        return {name: stamp for name, stamp in files_of(self._root, trials).items() if ours(name)}
 
     def _filter(self) -> Callable[[str], bool]:
-        """Tells which files are uploaded, by their names."""
+        """A function that tells whether the file of a name is uploaded or removed by this mirror at present."""
         if self._taken is None:
             return lambda name: True
         with self._lock:

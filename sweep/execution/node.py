@@ -33,7 +33,7 @@ class Answer:
     versions: dict[str, str]
     code: str
     gpu_names: list[str]
-    shares_outputs: bool  # or reads the same storage
+    shares: bool  # whether it sees the folder or the storage that all must share
     problem: str | None  # why the node can't write there
     images_problem: str | None
     free: int  # bytes on the disk of the images
@@ -50,7 +50,7 @@ def answer(folders: Folders, name: str) -> Answer:
         versions=versions(),
         code=source_digest(),
         gpu_names=_gpu_names(),
-        shares_outputs=shared,
+        shares=shared,
         problem=problem,
         images_problem=None if writable else f"{images} is not yours to write",
         free=shutil.disk_usage(images).free,
@@ -59,6 +59,7 @@ def answer(folders: Folders, name: str) -> Answer:
 
 
 def _shares_outputs(folders: Folders, name: str) -> tuple[bool, str | None]:
+    """Whether this node sees the sweep's folder, and why it can't write there."""
     if not (folders.outputs / folders.mark).is_file():
         return False, None
     try:
@@ -69,6 +70,7 @@ def _shares_outputs(folders: Folders, name: str) -> tuple[bool, str | None]:
 
 
 def _shares_storage(folders: Folders, name: str) -> tuple[bool, str | None]:
+    """Whether this node sees the sweep's storage, and why it can't read and write it."""
     try:
         storage = Storage.unread(str(folders.storage))
         if storage.read("sweep.yaml") != folders.settings:

@@ -73,7 +73,7 @@ def _answer(asked: Any, file: Path | None) -> node.Answer | str:
         return f"did not answer within {_PATIENCE:g} seconds"
     except Exception as error:
         return f"cannot run this program: {last_error(str(error))}"
-    if file is not None and found.shares_outputs and found.problem is None and not file.exists():
+    if file is not None and found.shares and found.problem is None and not file.exists():
         return f"does not share the folder {file.parent}"
     return found
 
@@ -99,7 +99,7 @@ def show(nodes: Sequence[Node], shared: str) -> None:
     for found in nodes:
         cells = ["–", "–", "–", "–", found.silence]
         if (answer := found.answer) is not None:
-            reached = "ready" if answer.shares_outputs and answer.problem is None else "missing"
+            reached = "ready" if answer.shares and answer.problem is None else "missing"
             versions = [answer.versions[key] for key in ("python", "torch", "ray")]
             cells = [*versions, f"{answer.free / 1e9:,.1f} GB", reached]
         table.add_row(found.address, str(found.cpus), str(found.gpus), found.machine.gpu_name, *cells)
@@ -123,7 +123,7 @@ def require_ready(nodes: Sequence[Node], outputs: Path, images: Path, storage: S
         problems += [f"{name} has {key} {answer.versions[key]}, but this machine has {here[key]}" for key in others]
         if not others and answer.code != source_digest():
             problems.append(f"{name} has other source files of crnn-sweep {here['crnn-sweep']} than this machine")
-        if not answer.shares_outputs:
+        if not answer.shares:
             otherwise = ", or use --storage" if storage is None else ""
             problems.append(f"{name} does not have {place}, which all nodes must share{otherwise}")
         if answer.problem is not None:

@@ -45,10 +45,10 @@ class Request:
     storage: Storage | None  # of --sync-to, --storage or --resume URI
 
     @property
-    def apart(self) -> bool:
-        """Whether trials exchange their files with the sweep through the storage, because they may run on machines
-        without its folder."""
-        return self.options.address != "local" and self.options.storage is not None
+    def exchange(self) -> Storage | None:
+        """The storage, if trials exchange their files with the sweep through it, because their machines may not share
+        the sweep's folder."""
+        return self.storage if self.options.address != "local" and self.options.storage is not None else None
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,10 +21,11 @@ from sweep.config import ConfigError, SweepConfig
 STUDY = "study.db"
 TRIALS = ("trials", "tensorboard")  # folders with a folder for each trial
 OWN_RUN = "_sweep"  # in `tensorboard`: the sweep's own run
-_OWNER = ".owner"
 THREAD = "storage"  # name of the threads that wait for a storage
+PATIENCE = 600.0  # seconds without an answer of the storage after which a sweep or a trial gives up
+LONGEST_PAUSE = 30.0  # seconds between two attempts to reach a storage, at most
 
-_PATIENCE = 7.0  # seconds that a storage gets to answer before a sweep starts
+_PATIENCE_AT_START = 7.0  # seconds that a storage gets to answer before a sweep starts
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,99}")
 _PASSWORD = re.compile(r"(://[^/@]*:)[^/@]*@")
@@ -139,17 +140,17 @@ class Storage:
 def owner_file(name: str) -> str:
     """The file in a storage that says which process writes the trial's files there. It is there as long as these files
     are newer than those in the sweep's folder."""
-    return f"{TRIALS[0]}/{name}/{_OWNER}"
+    return f"{TRIALS[0]}/{name}/.owner"
 
 
 def owned(storage: Storage) -> set[str]:
-    """The trials whose newest files were in the storage when it was opened."""
+    """The names of the trials whose newest files were in the storage when it was opened, see `owner_file`."""
     paths = [PurePosixPath(name) for name in storage.there]
     return {path.parent.name for path in paths if str(path) == owner_file(path.parent.name)}
 
 
 def files_of_trial(root: Path, name: str) -> dict[str, Stamp]:
-    """The files of one trial in a sweep's folder, as `files_of` names them."""
+    """The files of one trial in the sweep's folder `root`; names and stamps are those of `files_of`."""
     folders = [f"{folder}/{name}" for folder in TRIALS]
     return {f"{folder}/{each}": stamp for folder in folders for each, stamp in files_of(root / folder).items()}
 
@@ -209,9 +210,9 @@ def answered(option: str, uri: str, ask: Callable[[], Answer]) -> Answer:
 
     threading.Thread(target=wait, name=THREAD, daemon=True).start()
     try:
-        return future.result(_PATIENCE)
+        return future.result(_PATIENCE_AT_START)
     except TimeoutError:
-        why = f"it does not answer within {_PATIENCE:g} seconds"
+        why = f"it does not answer within {_PATIENCE_AT_START:g} seconds"
     except ConfigError:
         raise
     except Exception as error:

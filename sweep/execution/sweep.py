@@ -24,7 +24,7 @@ from sweep.execution import bus_error, dry_run, folders, in_process, interrupts,
 from sweep.execution.collector import Collector
 from sweep.execution.mirror import Mirror
 from sweep.execution.start import Request
-from sweep.execution.storage import STUDY, Storage, owned
+from sweep.execution.storage import PATIENCE, STUDY, Storage, owned
 from sweep.execution.trial import Trial
 from sweep.execution.width import Width
 from sweep.machine import machine_file
@@ -42,8 +42,7 @@ from sweep.wording.faults import Fault
 if TYPE_CHECKING:
     from sweep.execution.ray_cluster import RayCluster
 
-# Seconds without an answer after which a storage gets no more, at the end of a sweep and of an interrupted one.
-_PATIENT, _HURRIED = 600.0, 8.0
+_HURRIED = 8.0  # seconds without an answer after which a storage is given up at the end of an interrupted sweep
 
 
 def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> int:
@@ -60,7 +59,7 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
         return 0
 
     def workplace_in(root: Path) -> Workplace:
-        uri = request.storage.uri if request.storage is not None and request.apart else None
+        uri = None if request.exchange is None else request.exchange.uri
         return Workplace(root, request.pools, allotment.threads, allotment.gpus, elsewhere=bool(members), storage=uri)
 
     if options.resume:
@@ -77,7 +76,7 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     if members:
         resume += f" --address {options.address}"
     if request.storage is not None:
-        option = "--storage" if request.apart else "--sync-to"
+        option = "--sync-to" if request.exchange is None else "--storage"
         resume += f" {option} {shlex.quote(request.storage.shown)}"
         notes += request.storage.notes
     terminal = Terminal(config, root, resume, verbosity=0 if options.quiet else 2 if options.verbose else 1)
@@ -97,11 +96,10 @@ def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine
 
     cluster.wait()
     root = request.options.resume or request.roots[0]
-    storage = request.storage if request.apart else None
-    found = nodes.look(request.config, root, request.pools, storage)
+    found = nodes.look(request.config, root, request.pools, request.exchange)
     if not request.options.quiet:
-        nodes.show(found, "folder" if storage is None else "storage")
-    nodes.require_ready(found, root, request.pools, storage)
+        nodes.show(found, "folder" if request.exchange is None else "storage")
+    nodes.require_ready(found, root, request.pools, request.exchange)
     return [node.machine for node in found]
 
 
@@ -160,6 +158,7 @@ class Sweep:
         """Opens the study, the log, TensorBoard and the reporter. The study comes first, because it may be refused, and
         a refused sweep must not change any file. Raises ConfigError."""
         root, terminal, options = self.workplace.root, self.terminal, self.options
+        tell = partial(terminal.say, at=0)
         # UTF-8 even if the locale has another encoding.
         log = logging.FileHandler(root / "sweep.log", encoding="utf-8", errors="backslashreplace", delay=True)
         logging.basicConfig(handlers=[log], format="%(asctime)s %(message)s", level=logging.INFO, force=True)
@@ -169,7 +168,7 @@ class Sweep:
             root / STUDY,
             retry_failed=options.retry_failed,
             working=working,
-            tell=lambda line: terminal.say(line, at=0),
+            tell=tell,
         )
         remove_leftovers(root)
         start_weights.keep_copy(self.config, root)
@@ -186,17 +185,13 @@ class Sweep:
         self.reporter = Reporter(self.config, self.workplace)
         if self.storage is not None:
             study = partial(study_file.snapshot, working or root / STUDY)
-            apart = self.workplace.storage is not None
-
-            def tell(line: str) -> None:
-                terminal.say(line, at=0)
-
             elsewhere = owned(self.storage)
             here = {record.name for record in self.search.records.values()} - elsewhere
-            self.mirror = Mirror(self.storage, root, study, tell, here if apart else None)
+            exchange = self.workplace.storage is not None
+            self.mirror = Mirror(self.storage, root, study, tell, here if exchange else None)
             self.closing.callback(self.mirror.close)
-            if apart:
-                self.collector = Collector(self.storage, root, self.reporter, self.mirror, tell, elsewhere)
+            if exchange:
+                self.collector = Collector(self.storage, root, self.reporter.ended, self.mirror, tell, elsewhere)
                 self.closing.callback(self.collector.close)
 
     def _study_on_disk(self) -> Path | None:
@@ -233,7 +228,7 @@ class Sweep:
             from sweep.execution import on_ray  # imports Ray, which --local does without
 
             if self.mirror is not None and self.collector is not None:
-                self.mirror.wait(_PATIENT)  # trials fetch from the storage what is here
+                self.mirror.wait(PATIENCE)  # trials fetch from the storage what is here
             on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, self._give_up)
 
     def _give_up_without_image(self) -> None:
@@ -254,7 +249,7 @@ class Sweep:
         code = self._finish(fault)
         if self.mirror is None:
             return code
-        lacking = self.mirror.finish(_HURRIED if code == faults.INTERRUPTED else _PATIENT)
+        lacking = self.mirror.finish(_HURRIED if code == faults.INTERRUPTED else PATIENCE)
         if lacking is not None:
             self.terminal.say(f"{lacking}; to go on: {self.terminal.resume}", at=0)
         return code if lacking is None else code or faults.INTERRUPTED
@@ -273,15 +268,9 @@ class Sweep:
         if fault is not None and fault != faults.BY_YOU:
             search.halted = search.halted or fault.sentence
         search.interrupt()
-        if self.collector is not None:
-            unfinished = [record for record in search.records.values() if record.state == "interrupted"]
-            try:
-                late = self.collector.finish(unfinished, _HURRIED if search.interrupted else _PATIENT)
-            except Exception as error:
-                fault, late = fault or _logged(error), None
-            if late is not None:
-                terminal.say(late, at=0)
+        missing = self._collect(search)
         winner, verdict, lacking = reporter.finish(search)
+        lacking = [*missing, *lacking]
         terminal.summary(search, winner, verdict)
         for lack in lacking:
             terminal.say(lack.sentence, at=0)
@@ -290,6 +279,17 @@ class Sweep:
             return fault.code if fault else search.exit_code
         terminal.cut(worst.sentence)  # all trials have ended, but some results are missing
         return worst.code
+
+    def _collect(self, search: Search) -> list[Fault]:
+        """Fetches the files of trials that are still in the storage alone. Returns what prevented it."""
+        if self.collector is None:
+            return []
+        unfinished = [record for record in search.records.values() if record.state == "interrupted"]
+        try:
+            late = self.collector.finish(unfinished, _HURRIED if search.interrupted else PATIENCE)
+        except Exception as error:
+            return [_logged(error)]
+        return [] if late is None else [Fault(late, faults.INTERRUPTED)]
 
 
 def _logged(error: BaseException) -> Fault:

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from sweep.config.workplace import Workplace
 from sweep.execution.storage import (
+    LONGEST_PAUSE,
+    PATIENCE,
     TRIALS,
     Answer,
     Stamp,
@@ -24,15 +26,12 @@ from sweep.execution.storage import (
 )
 from sweep.machine.private_folder import private_folder
 
-_PATIENCE = 600.0  # seconds without an answer of the storage after which a trial gives up
-_LONGEST_PAUSE = 30.0  # between two attempts
-
 
 class TrialCopy:
-    """The files of one trial in a temporary folder of this machine, and the way to the storage.
+    """Copies one trial's files from the storage to a temporary folder of this machine, and back after each epoch.
 
-    A process that has lost its connection to the sweep may train on, while the trial goes on elsewhere. So who takes
-    over a trial writes a random token into the storage, and a process whose token is not there uploads nothing more.
+    A process that has lost its connection to the sweep may train on, while another one goes on with the trial. So a
+    process writes a random token into the storage before it trains the trial, and uploads only while that is there.
     """
 
     def __init__(self, workplace: Workplace, name: str) -> None:
@@ -43,8 +42,9 @@ class TrialCopy:
 
     @contextmanager
     def taken_over(self, others: Sequence[str]) -> Iterator[None]:
-        """Makes this process the one that writes the trial, and fetches its files and `others` of the sweep to
-        `workplace.root`, a folder that goes with the block. Raises StorageAway, or another OSError of this machine."""
+        """Makes this process the only one that uploads the trial, and fetches the trial's files and `others`, files of
+        the sweep, into `workplace.root`, a folder that is removed at the end of the block. Raises StorageAway, or
+        another OSError of this machine."""
         with private_folder() as root:
             self.workplace = replace(self.workplace, root=root)
             for name, data in self._patiently(lambda storage: self._read(storage, others)).items():
@@ -83,7 +83,8 @@ class TrialCopy:
             raise Superseded("another process goes on with this trial")
 
     def _patiently(self, act: Callable[[Storage], Answer]) -> Answer:
-        """Calls `act` until the storage answers, and has the files that it asks for."""
+        """Calls `act`, and again after an error: the storage may be away, or may not yet have a file. Raises
+        StorageAway after `PATIENCE`."""
         begin, pause = time.monotonic(), 1.0
         while True:
             try:
@@ -92,10 +93,10 @@ class TrialCopy:
             except Superseded:
                 raise
             except Exception as error:  # pyarrow and fsspec raise errors of many types
-                if time.monotonic() - begin > _PATIENCE:
+                if time.monotonic() - begin > PATIENCE:
                     raise StorageAway(f"{shown(self._uri)} can't be read or written: {reason(error)}") from None
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def names_of_trial(storage: Storage, name: str, folders: Sequence[str] = TRIALS) -> list[str]:
