@@ -29,6 +29,7 @@ from sweep.verdict.page import Page
 from sweep.verdict.pictures import error_over_learning_rate
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
 from sweep.verdict.verdict import Reading, Verdict, _compared
+from sweep.wording.formatting import probability
 from tests.board import serve
 from tests.conftest import QUICKSTART
 from tests.processes import LocalSweep
@@ -60,6 +61,13 @@ def seeds_like(means: Sequence[float], images: int) -> np.ndarray:
     draw = np.random.default_rng(1)
     rows = [draw.permutation(np.arange(images) < round(mean * images)) for mean in means]
     return np.stack(rows)
+
+
+def test_a_p_value_that_a_float_rounds_to_zero_is_not_told_as_zero() -> None:
+    best, other = np.zeros(4000, dtype=bool), np.ones(4000, dtype=bool)
+    assert p_value(best, other) == 0
+    assert probability(p_value(best, other)) == probability(p_value(best, other), "≤") == "< 1e-300"
+    assert (probability(0.034), probability(0.034, "≥")) == ("0.034", "≥ 0.034")
 
 
 def test_an_interval_over_seeds_is_students_when_the_images_are_many() -> None:

@@ -14,7 +14,7 @@ from model.system.files import replace_file
 from sweep.verdict.page import drawn, rendered
 from sweep.verdict.significance import SeedsAndImages, p_value
 from sweep.verdict.verdict import SURE, Verdict
-from sweep.wording.formatting import formatted, percent, span
+from sweep.wording.formatting import formatted, percent, probability, span
 
 
 class Comparison:
@@ -59,9 +59,9 @@ class Comparison:
             runs = [sweep.readings[0].wrong for sweep in self.sweeps]
             p = p_value(*runs)
         if p >= SURE:
-            return f"On the same images the two winners can't be told apart (p = {p:.2g})."
+            return f"On the same images the two winners can't be told apart (p {probability(p, '=')})."
         better = int(np.argmin([wrong.mean() for wrong in runs]))
-        return f"On the same images the winner of {self.names[better]} reads better (p = {p:.2g})."
+        return f"On the same images the winner of {self.names[better]} reads better (p {probability(p, '=')})."
 
     def rows(self) -> list[tuple[str, list[str]]]:
         """Rows of the table that compares both sweeps: label, then one cell per sweep."""

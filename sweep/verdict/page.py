@@ -38,7 +38,7 @@ from sweep.verdict.leaderboard import SHOWN, left_out
 from sweep.verdict.misreadings import LOST, Kind, confusions, most_frequent, visible
 from sweep.verdict.verdict import COMPARED, Verdict
 from sweep.wording.faults import one_line
-from sweep.wording.formatting import formatted, percent, scored, span
+from sweep.wording.formatting import formatted, percent, probability, scored, span
 
 _MATRIX = 40  # classes of the largest alphabet whose confusions are a matrix
 _PAIRS = 30  # confusions that are shown of larger ones
@@ -150,7 +150,7 @@ class Page:
                 "error": percent(config.error),
                 "interval": span(config.interval),
                 "each": ", ".join(percent(float(wrong.mean())) for wrong in config.wrong),
-                "p": "" if config.p is None else f"{config.p:.2g}",
+                "p": "" if config.p is None else probability(config.p),
                 "seconds": f"{config.seconds:.0f}",
             }
             for config in self.verdict.confirmed
@@ -169,7 +169,7 @@ class Page:
                 "epochs": f"{record.epochs}/{self.epochs}",
                 "error": percent(record.error_rate),
                 "interval": "" if record.error_rate is None else span(self.verdict.interval(record)),
-                "p": f"{tests[record.number]:.2g}" if record.number in tests else "",
+                "p": probability(tests[record.number]) if record.number in tests else "",
                 "scores": [scored(score, record.scores.get(name)) for name, score in self._others.items()],
                 "seconds": f"{record.seconds:.0f}",
             }

@@ -19,7 +19,7 @@ from sweep.search.search import Search
 from sweep.verdict.leaderboard import SHOWN
 from sweep.verdict.misreadings import Misreadings
 from sweep.verdict.significance import SeedsAndImages, holm, interval, p_value
-from sweep.wording.formatting import percent, span
+from sweep.wording.formatting import percent, probability, span
 
 COMPARED = 5  # best trials whose readings are shown for the worst images
 _INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)  # types of class indices, by the alphabet's size
@@ -163,7 +163,7 @@ class Verdict:
             return ""
         trials = "All trials" if len(found) == len(self.scored) else listed(found)
         return (
-            f"{trials} never left CTC's all-blank plateau: at the end they read nothing in most images. Higher "
+            f"{trials} never left CTC's all-blank plateau: at the end nothing is read in most images. Higher "
             "learning rates, more epochs or more time steps for each character lead off it."
         )
 
@@ -213,13 +213,13 @@ def _compared(known: Sequence[Reading] | Sequence[Confirmed], where: str) -> lis
     beaten = [other for other in others if other.p is not None and other.p < SURE]
     if not others:
         return []
-    worst = f"p ≤ {max(other.p or 0.0 for other in beaten):.2g}" if beaten else ""
+    worst = f"p {probability(max(other.p or 0.0 for other in beaten), '≤')}" if beaten else ""
     if not equals:
         rest = f" and {len(beaten) - 1} more" if len(beaten) > 1 else ""
         return [f"It beats {beaten[0].record.name}{rest} {where} ({worst})."]
     names = listed([other.record.name[:4] for other in equals])
     least = min(other.p or 0.0 for other in equals)
-    p = f"p {'=' if len(equals) == 1 else '≥'} {least:.2g}"
+    p = f"p {probability(least, '=' if len(equals) == 1 else '≥')}"
     rest = f", but it beats {len(beaten)} more ({worst})" if beaten else ""
     cheapest = min([best, *equals], key=lambda one: one.seconds)
     return [

@@ -15,6 +15,11 @@ def span(ends: Iterable[float]) -> str:
     return " to ".join(map(percent, ends))
 
 
+def probability(p: float, relation: str = "") -> str:
+    """A p-value with the relation before it, such as `= 0.03`. One that a float rounds to 0 is `< 1e-300`."""
+    return f"{relation} {p:.2g}".lstrip() if p > 1e-300 else "< 1e-300"
+
+
 def scored(score: Score, value: float | None) -> str:
     return percent(value) if score.share else formatted(value)
 
