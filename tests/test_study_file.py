@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -224,6 +225,27 @@ def test_a_deleted_study_is_not_made_anew_while_there_are_trials(
     assert main(["--resume", str(root), "--local"]) == 2
     assert "study.db: there is no such file" in capsys.readouterr().err
     assert not (root / "study.db").exists()
+
+
+def test_a_kill_while_the_tables_of_the_study_are_made_leaves_all_of_them_or_none(tmp_path: Path) -> None:
+    """Optuna makes the unique index of the studies after their table: a resume without it would add a second study."""
+    file = tmp_path / "study.db"
+    on_disk: set[int] = set()
+
+    def look(*_: Any) -> None:
+        if not file.exists():
+            on_disk.add(0)
+            return
+        with closing(sqlite3.connect(file)) as connection:
+            on_disk.add(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", look)
+    try:
+        Search(config(), file)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", look)
+    assert min(on_disk) == 0
+    assert len(on_disk) == 2
 
 
 @pytest.mark.parametrize("how", ["deleted", "emptied", "replaced"])

@@ -47,22 +47,20 @@ def storage(path: Path, tell: Tell, working: Path | None = None) -> RDBStorage:
     """Optuna's storage in the file, which is created if no trial has begun; with `working`, in a copy of that name.
     Raises ConfigError if the file is damaged, or missing or empty while files of trials exist: a new study would train
     those trials again."""
-    begun = _trials_have_begun(path.parent)
     file = working or path
     for end in ("", *_JOURNALS):
         if working is not None and (part := path.with_name(path.name + end)).is_file():
             shutil.copyfile(part, working.with_name(working.name + end))
-    if not begun:
-        file.touch()  # connections open it with mode=rw, which never creates it: also not if it is deleted meanwhile
+    if not _trials_have_begun(path.parent) and not (file.exists() and file.stat().st_size):
+        replace_file(file.resolve(), _tables())
     patience = _Patience(file, _PATIENCE, tell)
     with _refused(path):
-        if file.exists():
-            if begun and file.stat().st_size == 0:
-                raise DamagedStudy(f"{path}: is empty")
-            with closing(_connect(file, "rw", patience)) as connection:
-                _require_whole(connection, path)
+        if file.stat().st_size == 0:
+            raise DamagedStudy(f"{path}: is empty")
+        with closing(_connect(file, "rw", patience)) as connection:
+            _require_whole(connection, path)
         engine = {"creator": lambda: _connect(file, "rw", patience), "poolclass": QueuePool}
-        return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=begun)
+        return RDBStorage("sqlite://", engine_kwargs=engine, skip_table_creation=True)
 
 
 def copied(path: Path) -> RDBStorage:
@@ -98,6 +96,18 @@ def publish(working: Path, path: Path) -> None:
         raise
     except OSError as error:
         raise StudyError(faults.surroundings(error)) from error
+
+
+def _tables() -> bytes:
+    """The contents of an SQLite file with Optuna's tables and no study.
+
+    They are made in memory, because Optuna creates each table and each index in a transaction of its own. A sweep that
+    is killed between the table of studies and its unique index would have two studies after a resume, since Optuna adds
+    no index to a table that exists.
+    """
+    with closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+        RDBStorage("sqlite://", engine_kwargs={"creator": lambda: memory, "poolclass": StaticPool})
+        return memory.serialize()
 
 
 def _trials_have_begun(root: Path) -> bool:
