@@ -9,10 +9,12 @@ from model.config import TrialConfig
 from model.config.from_file import read_config
 from model.data.captchas import draw
 from model.system.files import reason
+from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 
 
 @forgiving_streams()
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.captchas", description="Write sample captcha images.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the images; made if it is not there")

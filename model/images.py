@@ -14,10 +14,12 @@ from model.config.from_file import read_config
 from model.data import own_images
 from model.data.catalog import BAD_IMAGES
 from model.system.files import reason
+from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 
 
 @forgiving_streams()
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table and returns 0, or 2 if nothing can be trained on these images. Lists those that can't be used in
     bad_images.csv, in the working directory or, if that can't be written, in a temporary folder."""
@@ -45,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # the message names the key of the config
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
     except OSError as error:
         print(f"{error.filename or options.images}: {reason(error)}", file=sys.stderr)
         return 2

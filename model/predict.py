@@ -10,10 +10,12 @@ import torch
 
 from model.reading.recognizer import Recognizer, image_files
 from model.system.files import reason
+from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 
 
 @forgiving_streams()
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.predict", description="Read captcha images.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a sweep's best.pt")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.system.files import replace_file
+from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 from sweep.benchmark.conversion import Conversion
 from sweep.config import QUICKSTART, ConfigError, blaming, load, named_files, parse_settings
@@ -19,6 +20,7 @@ from sweep.machine.cpus import usable_cpus
 
 
 @forgiving_streams()
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweep.bench", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
@@ -74,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("\ninterrupted: nothing was written") from None
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 from sweep.config import ConfigError, layout, load
 from sweep.config.workplace import Workplace
@@ -20,6 +21,7 @@ from sweep.wording import faults
 
 
 @forgiving_streams()
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sweep.report", description="Write a sweep's report.html, or a page that compares two sweeps."

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 from sweep.config import QUICKSTART
 from sweep.execution import start, storage
 
 
 @forgiving_streams()
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a sweep and returns its exit code: 0 finished; 1 finished, but a trial failed; 2 bad input, nothing was
     started; 130 interrupted; 70 an error of this program."""

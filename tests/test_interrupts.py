@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.processes import FORKS, Start, StartLocal, wait_for
 
 FALLS_INTO_A_CALLBACK = """
@@ -38,6 +39,47 @@ def test_an_interrupt_that_python_would_drop_comes_all_the_same(number: int) -> 
         [sys.executable, "-c", FALLS_INTO_A_CALLBACK, str(int(number))], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("came\n", "")
+
+
+FALLS_INTO_A_STRING = """
+import sys
+from model.system.interruption import interruptible
+
+@interruptible
+def main():
+    try:
+        exec("raise KeyboardInterrupt('told')")
+    except KeyboardInterrupt:
+        if sys.argv[1] == "caught":
+            return 7
+        raise
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("what", "code", "told"), [("caught", 7, ""), ("raised", 130, "told\n")])
+def test_an_interrupt_in_code_that_is_run_from_a_string_leaves_the_commands_own_exit_code(
+    tmp_path: Path, what: str, code: int, told: str
+) -> None:
+    (tmp_path / "program.py").write_text(FALLS_INTO_A_STRING)
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    done = subprocess.run(
+        [sys.executable, "-m", "program", what], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "model.captchas", tmp_path / "out", "--count", "1000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: list(tmp_path.glob("out/*.png")))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "\ninterrupted\n"
+    assert process.returncode == 130
 
 
 WAITS = """
