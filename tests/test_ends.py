@@ -1,5 +1,6 @@
 """However a sweep ends, it leaves what there is and the way on; parts of the report fail alone."""
 
+import errno
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ import torch
 from model.training import checkpoints
 from sweep.report import main as report
 from sweep.run import main
+from sweep.search.search import Search
 from sweep.verdict.reporter import Reporter
 from tests.conftest import REPOSITORY
 from tests.processes import FORKS, PATIENCE, LocalSweep, StartLocal, resume_local, wait_for
@@ -49,6 +51,7 @@ def root(ended: Path, tmp_path: Path) -> Path:
         (ZeroDivisionError("division by zero"), 70, "an error of this program: ZeroDivisionError: division by zero"),
         (SystemExit(1), 70, "an error of this program: SystemExit: 1"),
         (OSError(5, "Input/output error", "x"), 130, "the disk answered with an input/output error: x"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 130, "no space is left on the disk"),
         (MemoryError(), 130, "memory ran out"),
     ],
 )
@@ -173,6 +176,36 @@ def test_images_that_go_while_a_sweep_runs_halt_it_and_fail_no_trial(
     assert code == 0, printed
     assert {(row["state"], row["epochs"]) for row in leaderboard(root)} == {("completed", "4")}
     assert_curves_without_scars(root)
+
+
+def cut_and_fail_to_tell(arguments: list[str], cache: Path, output: Path) -> None:
+    """A sweep whose pools are cut in place while a trial trains, and whose report then fails, too."""
+
+    def cut(search: Search, number: int, result: dict[str, Any]) -> bool:
+        for pool in cache.glob("*.pool"):
+            os.truncate(pool, 5000)
+        return True
+
+    def fail(reporter: Reporter, search: Search) -> Any:
+        raise ZeroDivisionError
+
+    Search.report, Reporter.finish = cut, fail  # type: ignore[method-assign]
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        main(arguments)
+
+
+def test_a_fault_in_the_last_words_of_a_sweep_is_told_too(arguments: Arguments, tmp_path: Path) -> None:
+    cache, output = tmp_path / "cache", tmp_path / "printed.txt"
+    command = [*arguments("r", **FEW | {"training__epochs": 3}), "--cache-dir", str(cache), "--local"]
+    process = FORKS.Process(target=cut_and_fail_to_tell, args=(command, cache, output))
+    process.start()
+    process.join(PATIENCE * 60)
+    assert process.exitcode == 130
+    printed = output.read_text()
+    assert ".pool was cut while it was read; an error of this program: ZeroDivisionError" in printed
+    assert "to go on: python -m sweep.run --resume" in printed
+    assert "ZeroDivisionError" in (tmp_path / "r" / "sweep.log").read_text().partition("Traceback")[2]
 
 
 def step_with_few_descriptors(root: Path, cache: Path) -> None:

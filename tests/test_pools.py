@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from model.config import TrialConfig, override
+from model.data import pool_file
 from model.data.alphabet import Alphabet
 from model.data.batches import Data
 from model.data.captchas import render
@@ -134,3 +136,17 @@ def test_a_script_that_forgets_to_guard_its_main_part_is_told_so_instead_of_wait
     )
     assert result.returncode == 1
     assert "if __name__ == '__main__':" in result.stderr
+
+
+def test_a_pool_that_is_cut_between_the_look_at_its_size_and_its_mapping_counts_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_pools(CONFIG, tmp_path, workers=1)
+    spec, mapped = pool_specs(CONFIG)[0], pool_file.mapped
+
+    def cut_and_map(path: Path, *arguments: Any) -> Any:
+        os.truncate(path, 5000)
+        return mapped(path, *arguments)
+
+    monkeypatch.setattr(pool_file, "mapped", cut_and_map)
+    assert open_pool(spec, tmp_path) is None

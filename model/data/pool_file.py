@@ -108,7 +108,7 @@ def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
     """Opens a pool. Returns None if the file is missing, is truncated or has another header than `spec`.
 
     With `whole`, verifies the checksum too, which reads the whole file, and returns None if it doesn't fit. Raises
-    OSError if this process or the machine has too many open files.
+    OSError if this process or the machine has too many open files or too little memory.
     """
     path = folder / spec.name
     try:
@@ -119,11 +119,13 @@ def open_pool(spec: PoolSpec, folder: Path, whole: bool = False) -> Pool | None:
                 return None
             if whole and checksum != _checksum(file):
                 return None
+        return mapped(path, shape, "c")  # copy-on-write: shares the page cache, and torch wants writable memory
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # too many open files, which says nothing about the pool
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # too many open files or too little memory, which says nothing about the pool
         return None
-    return mapped(path, shape, "c")  # copy-on-write: shares the page cache, and torch wants writable memory
+    except ValueError:  # the file has been truncated since its size was looked at
+        return None
 
 
 def mapped(path: Path, shape: Shape, mode: Any) -> Pool:

@@ -232,7 +232,9 @@ class Sweep:
             on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, self._give_up)
 
     def _give_up_without_image(self) -> None:
-        cut = bus_error.cut_pool(self.config, self.workplace.pools)
+        cut = None
+        with suppress(OSError):
+            cut = bus_error.cut_pool(self.config, self.workplace.pools)
         self._give_up(cut or "the disk could not read a file that is mapped into memory (SIGBUS)")
 
     def _give_up(self, why: str) -> None:
@@ -240,8 +242,10 @@ class Sweep:
         and its C++ blocks, or an image can't be read."""
         try:
             self._end(Fault(why, faults.INTERRUPTED))
-            sys.stdout.flush()
+        except BaseException as error:
+            self.terminal.cut(f"{why}; {_logged(error).sentence}")
         finally:
+            sys.stdout.flush()
             os._exit(faults.INTERRUPTED)
 
     def _end(self, fault: Fault | None) -> int:
