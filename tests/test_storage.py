@@ -330,7 +330,12 @@ def test_a_sweep_that_goes_on_elsewhere_is_not_overwritten_by_the_one_before(
     local: StartLocal, ended: Path, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     proxy, older = Proxy(server.port), tmp_path / "older" / "twice"
-    first = local("twice", "--sync-to", server.uri("twice", proxy.port), **{**FEW, "training__epochs": 24})
+    first = local(
+        "twice",
+        "--sync-to",
+        server.uri("twice", proxy.port),
+        **{**FEW, "training__epochs": 12, "data__train_images": 480},
+    )
     wait_for(lambda: any("epoch_" in name for name in server.names("twice")))
     wait_for(lambda: "study.db" in server.names("twice"))
     proxy.close()  # the first machine is cut off, and trains on

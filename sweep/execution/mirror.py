@@ -19,6 +19,7 @@ from sweep.execution.storage import (
     digest,
     files_of,
     in_order,
+    is_checkpoint,
     owner_file,
     reason,
 )
@@ -184,13 +185,14 @@ class Mirror:
         now = self._files(trials, ours)
         if not any(name.startswith("trials/") for name in now):
             self._put_study(study)  # from now on the copy of a new sweep can go on
-        for name in sorted((name for name in now if self._sent.get(name) != now[name]), key=in_order):
-            try:
-                data = (self._root / name).read_bytes()
-            except FileNotFoundError:
-                continue  # removed since
-            self._put(name, data)
-            self._sent[name] = now[name]
+        changed = sorted((name for name in now if self._sent.get(name) != now[name]), key=in_order)
+        # Read first, though uploaded last: the next epoch removes a checkpoint, perhaps before its turn comes.
+        checkpoints = {name: self._read(name) for name in changed if is_checkpoint(name)}
+        for name in changed:
+            data = checkpoints[name] if name in checkpoints else self._read(name)
+            if data is not None:
+                self._put(name, data)
+                self._sent[name] = now[name]
         self._put_study(study)
         here = {*before, *now, STUDY}
         for name in [name for name in list(self._there) if _is_of(trials, name) and ours(name) and name not in here]:
@@ -209,6 +211,13 @@ class Mirror:
         with self._lock:
             taken = {None, OWN_RUN, *self._taken}
         return lambda name: (trial := _trial_of(name)) in taken and name != owner_file(str(trial))
+
+    def _read(self, name: str) -> bytes | None:
+        """The contents of a file; None if it has been removed."""
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _put_study(self, study: bytes) -> None:
         if (found := digest(study)) != self._study_sent:

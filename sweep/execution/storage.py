@@ -157,7 +157,11 @@ def files_of_trial(root: Path, name: str) -> dict[str, Stamp]:
 
 def in_order(name: str) -> tuple[bool, str]:
     """Sorts files for an upload: checkpoints last, because they promise the other files of their trial."""
-    return name.rpartition("/")[2].startswith("epoch_"), name
+    return is_checkpoint(name), name
+
+
+def is_checkpoint(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("epoch_")
 
 
 def is_uri(text: object) -> bool:
