@@ -86,7 +86,8 @@ def test_twenty_trials_under_ray_hold_no_more_than_six_and_leave_nothing(start: 
     assert sweep.wait()[0] == 0
     print(f"after 6 trials {measured[0]}, after 20 {measured[1]}")
     early, late = measured
-    assert late["threads"] <= early["threads"] + 8  # gRPC starts some more on a busy machine; one a trial would be 14
+    # On a busy machine six more were seen, whose names are not known; a thread left by each trial would be 14.
+    assert late["threads"] <= early["threads"] + 8
     assert late["files"] <= early["files"] + 4
     assert late["of workers"] <= early["of workers"] + 4
     assert late["processes"] <= early["processes"] + 1

@@ -20,8 +20,9 @@ def interruptible(main: Callable[Parameters, int]) -> Callable[Parameters, int]:
             print(str(error) or "\ninterrupted", file=sys.stderr)
             return 130
         finally:
-            # If a KeyboardInterrupt leaves `exec` or `eval` of a string, as `dataclass` and `namedtuple` use it, Python
-            # kills itself with SIGINT at exit, although the exception was caught, unless a later one ends normally.
+            # If a KeyboardInterrupt is raised in code that `exec` or `eval` runs from a string, as `dataclass` and
+            # `namedtuple` do, CPython kills itself with SIGINT at exit, even if the exception was caught. A later
+            # `exec` that ends normally prevents that.
             exec("")
 
     return run

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:  # told before Ray is closed, which may take seconds
+    except KeyboardInterrupt as error:  # printed before Ray is closed, which may take seconds
         print(str(error) or "\ninterrupted", file=sys.stderr)  # RayLost has a message
         return faults.INTERRUPTED
     except BaseException as error:
