@@ -88,10 +88,11 @@ class Sweep:
 
     def workers(self) -> list[psutil.Process]:
         """Ray's processes that train a trial."""
-        return [process for process in self.family() if _title(process).startswith(WORKER_TITLES)]
+        return [process for process in self.family() if title(process).startswith(WORKER_TITLES)]
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """The command line, by which some processes of Ray name themselves; nothing of one that has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:

@@ -31,6 +31,7 @@ from tests.processes import (
     resume,
     resume_local,
     sets,
+    title,
     wait_for,
 )
 from tests.results import (
@@ -415,11 +416,10 @@ def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) 
     sweep = Sweep("--name", "r", *many)
     wait_for(lambda: list((tmp_path / "cache").glob(".train*")))
     wait_for(lambda: renderers(sweep))
-    # Ray is starting meanwhile; two agents of it try for a minute to report its death.
-    below = psutil.Process(sweep.process.pid).children(recursive=True)
-    children = [child for child in below if "Agent" not in " ".join(child.cmdline())]
+    below = sweep.family()
     sweep.kill()
-    wait_for(lambda: not [child for child in children if child.is_running()], seconds=10)
+    # Ray is starting meanwhile; two of its agents, so named once they are up, try for a minute to report its death.
+    wait_for(lambda: not [child for child in below if child.is_running() and "Agent" not in title(child)], seconds=10)
 
 
 @pytest.mark.slow
