@@ -37,7 +37,8 @@ with collector_paused():
 ray_compat.share_workers()
 
 _COUNTED_EACH = 1.0  # seconds after which the cluster's nodes are counted again
-_NODE_DIED = "its node has died"  # in Ray's reason for the death of an actor
+# Ray's words in its reason for the death of an actor:
+_NODE_DIED, _PROCESS_ENDED = "its node has died", "Worker unexpectedly exits"
 
 
 class RayTrial(tune.Trainable):
@@ -126,14 +127,24 @@ class _Decisions(_HasSearch, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if self._cluster.is_ending(within=1):
             return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
-        number, reason = trial.config["number"], str(trial.get_error() or "no reason was given")
+        number, reason = trial.config["number"], _error_text(trial)
         node_lost = _NODE_DIED in reason or self._cluster.has_lost(self._places.get(number))
-        what = "its node was lost" if node_lost else f"its process was lost: {last_error(reason)}"
+        # Ray guesses at length about a process that just ended.
+        cause = "killed, as for lack of memory, or crashed" if _PROCESS_ENDED in reason else last_error(reason)
+        what = "its node was lost" if node_lost else f"its process was lost: {cause}"
         with held_back():
             if (cut := self._cut_pool()) is not None:
                 self._search.halt(number, cut)
                 return
             self._search.fail(number, what, node_lost=node_lost)
+
+
+def _error_text(trial: Any) -> str:
+    """What Ray wrote about the trial's error. `trial.get_error` finds nothing yet: it reads a copy made later."""
+    try:
+        return Path(trial.error_file).read_text("utf-8", "replace")
+    except (OSError, TypeError):  # a full disk; no file
+        return "no reason was given"
 
 
 def run(
