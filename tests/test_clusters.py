@@ -297,6 +297,25 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere_from_their_last_epoch(
     assert_curves_without_scars(tmp_path / "r")
 
 
+@pytest.mark.cluster
+def test_a_trial_leaves_a_node_that_is_told_to_end_after_its_epoch(
+    cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    node = cluster.add_node()
+    long = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
+    sweep = start("r", "--address", cluster.address, **long)
+    wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
+    node.terminate()  # Ray drains the node for half a minute, or until nothing runs on it
+    code, printed = sweep.wait(120)
+    assert code == 0, printed
+    assert printed.count("its node is about to end; will be tried again") == 1
+    assert printed.count("goes on after epoch") == 1
+    assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
+    assert_curves_without_scars(tmp_path / "r")
+    node.wait()
+
+
 def test_addresses_that_no_sweep_can_use_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,24 +39,34 @@ ray_compat.share_workers()
 _COUNTED_EACH = 1.0  # seconds after which the cluster's nodes are counted again
 # Ray's words in its reason for the death of an actor:
 _NODE_DIED, _PROCESS_ENDED = "its node has died", "Worker unexpectedly exits"
+_NODE_ENDS = "its node is about to end"
+
+
+class NodeEnds(Exception):
+    """Raised by a trial in place of its next epoch, because its node is drained: shut down after a notice."""
 
 
 class RayTrial(tune.Trainable):
     """Adapts `Trial` to Ray Tune's class API: `step` trains one epoch, `cleanup` closes the trial. `step` also creates
     the trial, because Tune hangs if the reset of a reused actor fails."""
 
-    sweep: SweepConfig  # both are class attributes of the subclass that `_tuner` makes
+    sweep: SweepConfig  # these are class attributes of the subclass that `run` makes
     workplace: Workplace
+    joined: bool
 
     def setup(self, config: dict[str, Any]) -> None:
         self.trial: Trial | None = None
 
     def step(self) -> dict[str, Any]:
+        node = ray.get_runtime_context().get_node_id()
+        if self.joined and node in ray_compat.draining_nodes():
+            self.cleanup()
+            raise NodeEnds(_NODE_ENDS)
         if self.trial is None:
             keep_to_share(self.workplace.gpus)
             self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
         # In a tuple: Tune flattens dictionaries in dictionaries.
-        return {"result": (self.trial.step(),), "node": ray.get_runtime_context().get_node_id()}
+        return {"result": (self.trial.step(),), "node": node}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -90,7 +100,8 @@ class _Suggestions(_HasSearch, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if time.monotonic() >= self._counted + _COUNTED_EACH:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            draining = ray_compat.draining_nodes()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
             self._room = room(self._allotment, ((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes))
             self._counted = time.monotonic()
         with held_back():
@@ -128,10 +139,15 @@ class _Decisions(_HasSearch, FIFOScheduler):
         if self._cluster.is_ending(within=1):
             return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
         number, reason = trial.config["number"], _error_text(trial)
-        node_lost = _NODE_DIED in reason or self._cluster.has_lost(self._places.get(number))
-        # Ray guesses at length about a process that just ended.
-        cause = "killed, as for lack of memory, or crashed" if _PROCESS_ENDED in reason else last_error(reason)
-        what = "its node was lost" if node_lost else f"its process was lost: {cause}"
+        node_lost = True
+        if _NODE_ENDS in reason:
+            what = _NODE_ENDS
+        elif _NODE_DIED in reason or self._cluster.has_lost(self._places.get(number)):
+            what = "its node was lost"
+        else:
+            # Ray guesses at length about a process that just ended.
+            cause = "killed, as for lack of memory, or crashed" if _PROCESS_ENDED in reason else last_error(reason)
+            what, node_lost = f"its process was lost: {cause}", False
         with held_back():
             if (cut := self._cut_pool()) is not None:
                 self._search.halt(number, cut)
@@ -164,7 +180,8 @@ def run(
         with cluster.watched(give_up), passed_to_tune():
             # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet disconnects,
             # Ray's C++ tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
-            trainable = type("SweepsTrial", (RayTrial,), {"sweep": config, "workplace": workplace})
+            attributes = {"sweep": config, "workplace": workplace, "joined": cluster.joined}
+            trainable = type("SweepsTrial", (RayTrial,), attributes)
             share = {"cpu": allotment.cpus, "gpu": allotment.gpus}
             decisions = _Decisions(search, cluster, partial(cut_pool, config, workplace.pools))
             suggestions = _Suggestions(search, width, allotment)

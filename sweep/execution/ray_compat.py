@@ -110,3 +110,11 @@ def share_workers() -> None:
 
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
+
+
+def draining_nodes() -> set[str]:
+    """The IDs of the nodes that will end soon: they got SIGTERM, or `ray drain-node` has announced a pre-emption. Ray
+    places nothing new on them."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
