@@ -1,6 +1,7 @@
 """Sweeps on a Ray cluster that others have started: joined, refused, left running, and lost."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -314,6 +315,32 @@ def test_a_trial_leaves_a_node_that_is_told_to_end_after_its_epoch(
     assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
     assert_curves_without_scars(tmp_path / "r")
     node.wait()
+
+
+@pytest.mark.cluster
+@pytest.mark.namespaces
+def test_a_trial_that_a_nodes_memory_monitor_ends_is_tried_again_and_the_others_go_on(
+    cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    memory = tmp_path / "meminfo"  # what this one node sees of the machine's
+    plenty = Path("/proc/meminfo").read_text()
+    short = re.sub(r"(?<=MemAvailable:)( +)(\d+)", lambda found: f"{1000:>{len(found[0])}}", plenty)
+    memory.write_text(plenty)
+    see = f'mount --bind {memory} /proc/meminfo && exec "$@"'
+    node = cluster.add_node(before=("unshare", "--mount", "sh", "-c", see, "sh"))
+    long = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none"}
+    sweep = start("r", "--address", cluster.address, **long)
+    wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
+    memory.write_text(short)
+    wait_for(lambda: "will be tried again" in (tmp_path / "r" / "sweep.log").read_text())
+    memory.write_text(plenty)
+    code, printed = sweep.wait(120)
+    assert code == 0, printed
+    assert printed.count("its process was lost: Ray ended it, because memory ran low; will be tried again") == 1
+    assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
+    assert_curves_without_scars(tmp_path / "r")
+    cluster.end(node)
 
 
 def test_addresses_that_no_sweep_can_use_are_refused(

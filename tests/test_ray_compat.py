@@ -26,6 +26,13 @@ print(callable(worker.listen_error_messages) and "target=listen_error_messages" 
 from ray.tune.execution import class_cache
 print(bool(class_cache.DEFAULT_ENV_VARS) and bool(class_cache.ENV_VARS_TO_PROPAGATE))
 """,
+    "Tune takes no OutOfMemoryError for the loss of an actor": """
+import inspect
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError
+asked = inspect.getsource(actor_manager.RayActorManager._actor_task_failed)
+print("isinstance(exception, RayActorError)" in asked and not issubclass(OutOfMemoryError, actor_manager.RayActorError))
+""",
     "C++ joins by one function and ends the process by a few": """
 import ctypes, threading
 from ray import _raylet

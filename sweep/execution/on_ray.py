@@ -35,10 +35,11 @@ with collector_paused():
     from sweep.wording.faults import last_error
 
 ray_compat.share_workers()
+ray_compat.survive_memory_monitor()
 
 _COUNTED_EACH = 1.0  # seconds after which the cluster's nodes are counted again
-# Ray's words in its reason for the death of an actor:
-_NODE_DIED, _PROCESS_ENDED = "its node has died", "Worker unexpectedly exits"
+# Words in Ray's reason for the loss of an actor:
+_NODE_DIED, _LOW_MEMORY, _PROCESS_ENDED = "its node has died", "running low on memory", "Worker unexpectedly exits"
 _NODE_ENDS = "its node is about to end"
 
 
@@ -139,20 +140,12 @@ class _Decisions(_HasSearch, FIFOScheduler):
         if self._cluster.is_ending(within=1):
             return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
         number, reason = trial.config["number"], _error_text(trial)
-        node_lost = True
-        if _NODE_ENDS in reason:
-            what = _NODE_ENDS
-        elif _NODE_DIED in reason or self._cluster.has_lost(self._places.get(number)):
-            what = "its node was lost"
-        else:
-            # Ray guesses at length about a process that just ended.
-            cause = "killed, as for lack of memory, or crashed" if _PROCESS_ENDED in reason else last_error(reason)
-            what, node_lost = f"its process was lost: {cause}", False
+        what, counts = _loss(reason, self._cluster.has_lost(self._places.get(number)))
         with held_back():
             if (cut := self._cut_pool()) is not None:
                 self._search.halt(number, cut)
                 return
-            self._search.fail(number, what, node_lost=node_lost)
+            self._search.fail(number, what, **counts)
 
 
 def _error_text(trial: Any) -> str:
@@ -161,6 +154,19 @@ def _error_text(trial: Any) -> str:
         return Path(trial.error_file).read_text("utf-8", "replace")
     except (OSError, TypeError):  # a full disk; no file
         return "no reason was given"
+
+
+def _loss(reason: str, node_is_lost: bool) -> tuple[str, dict[str, bool]]:
+    """What to say about the loss of a trial, and what `Search.fail` is to count it as."""
+    if _NODE_ENDS in reason:
+        return _NODE_ENDS, {"node_lost": True}
+    if node_is_lost or _NODE_DIED in reason:
+        return "its node was lost", {"node_lost": True}
+    if _LOW_MEMORY in reason:
+        return "its process was lost: Ray ended it, because memory ran low", {"out_of_memory": True}
+    if _PROCESS_ENDED in reason:  # at length, Ray guesses why
+        return "its process was lost: killed, as for lack of memory, or crashed", {}
+    return f"its process was lost: {last_error(reason)}", {}
 
 
 def run(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sweep.execution import ray_exits
 
@@ -21,8 +22,8 @@ ENVIRONMENT = {
     # Ray's future default, set to silence its warning. GPUs stay visible to a trial that gets none; `keep_to_share`
     # hides them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Turns off Ray's memory monitor, which kills trials when other programs fill the memory, with an exception that
-    # Tune does not expect. Without it the kernel's OOM killer ends one process, which costs its trial one epoch.
+    # Turns off Ray's memory monitor, which ends trials already when other programs fill the memory. Without it the
+    # kernel's OOM killer ends one process, which costs its trial one epoch.
     "RAY_memory_monitor_refresh_ms": "0",
     # After 600 s without its server (GCS), Ray's C++ ends the process; by then the sweep has ended by itself.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
@@ -110,6 +111,22 @@ def share_workers() -> None:
 
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
+
+
+def survive_memory_monitor() -> None:
+    """Lets Tune take an OutOfMemoryError for what it is, the loss of one actor, instead of ending the experiment. Ray's
+    memory monitor ends processes with that error, and a cluster that others have started has one."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    handle = RayActorManager._actor_task_failed
+
+    def handle_as_loss(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        handle(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = handle_as_loss
 
 
 def draining_nodes() -> set[str]:
