@@ -153,6 +153,12 @@ def resume(root: Path, *arguments: str) -> tuple[int, str]:
     return Sweep("--resume", str(root), *arguments).wait(180)
 
 
+def saved(root: Path, epoch: int, trials: str = "*") -> list[Path]:
+    """Checkpoints of trials that have reached an epoch. Each is there for two epochs, and none when its trial ends."""
+    found = root.glob(f"trials/{trials}/epoch_*.pt")
+    return [path for path in found if int(path.stem.removeprefix("epoch_")) >= epoch]
+
+
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + PATIENCE * seconds
     while not (found := what()):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sweep.run import main
-from tests.processes import Start, wait_for
+from tests.processes import Start, saved, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 TOKEN = "0123456789abcdef" * 4
@@ -150,7 +150,7 @@ def test_an_interrupted_sweep_leaves_the_cluster_running_without_its_actors_and_
 ) -> None:
     put_into_file(home, monkeypatch)
     sweep = start("r", "--address", cluster.address, training__epochs=12, search__trials=2)
-    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 1))
     sweep.press_ctrl_c()
     code, printed = sweep.wait(60)
     assert code == 130, printed

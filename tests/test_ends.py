@@ -21,7 +21,7 @@ from sweep.run import main
 from sweep.search.search import Search
 from sweep.verdict.reporter import Reporter
 from tests.conftest import REPOSITORY
-from tests.processes import FORKS, PATIENCE, LocalSweep, StartLocal, resume_local, wait_for
+from tests.processes import FORKS, PATIENCE, LocalSweep, StartLocal, resume_local, saved, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 from tests.test_resume import SmallDisk
 from tests.test_trial import make
@@ -154,7 +154,7 @@ def test_images_that_go_while_a_sweep_runs_halt_it_and_fail_no_trial(
     cache, root = tmp_path / "cache", tmp_path / "r"
     long = {"search__trials": 2, "training__epochs": 4, "search__early_stopping": "none"}
     sweep = LocalSweep(tmp_path / "printed.txt", *arguments("r", **long), "--cache-dir", str(cache))
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0001.pt")))
+    wait_for(lambda: saved(root, 1, "0000*"))
     for pool in cache.glob("*.pool"):
         if harm == "cut":
             os.truncate(pool, 5000)
@@ -418,7 +418,7 @@ def test_without_inodes_it_stops_with_a_sentence_and_goes_on_when_there_are_some
     few = {"search__trials": 2, "training__epochs": 8, "search__early_stopping": "none"}
     sweep = disk.run(*arguments("r", **few), "--output-dir", str(place), "--local")
     root = disk.path / "r"
-    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")), seconds=180)
+    wait_for(lambda: saved(root, 2), seconds=180)
     (disk.path / "fillers").mkdir()
     with suppress(OSError):
         for number in range(1000):

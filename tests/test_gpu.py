@@ -19,7 +19,7 @@ from model.data.pools import ensure_pools
 from model.network import ctc
 from model.reading.recognizer import Recognizer
 from model.training.loop import make_network, train
-from tests.processes import TINY, UNCONFIRMED, Sweep, resume, sets, wait_for
+from tests.processes import TINY, UNCONFIRMED, Sweep, resume, saved, sets, wait_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -145,7 +145,7 @@ def test_a_killed_sweep_goes_on_and_its_winner_is_confirmed_and_reads_alike_on_g
     places = ["--output-dir", str(tmp_path), "--cache-dir", str(cache), "--name", "x"]
     sweep = Sweep(*places, *sets(settings))
     root = tmp_path / "x"
-    wait_for(lambda: list(root.glob("trials/*/epoch_*.pt")), 120)
+    wait_for(lambda: saved(root, 1), 120)
     sweep.process.send_signal(signal.SIGKILL)
     sweep.process.wait()
     code, printed = resume(root)

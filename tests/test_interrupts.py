@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.processes import FORKS, Start, StartLocal, wait_for
+from tests.processes import FORKS, Start, StartLocal, saved, wait_for
 
 FALLS_INTO_A_CALLBACK = """
 import signal, sys, time, weakref
@@ -128,7 +128,7 @@ except KeyboardInterrupt:
 
 def test_a_lost_connection_ends_a_local_sweep_with_its_report(local: StartLocal, tmp_path: Path) -> None:
     sweep = local("r", training__epochs=2000, search__early_stopping="none")
-    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0002.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 2))
     os.kill(sweep.process.pid, signal.SIGHUP)
     code, printed = sweep.wait()
     assert code == 130, printed
@@ -139,7 +139,7 @@ def test_a_lost_connection_ends_a_local_sweep_with_its_report(local: StartLocal,
 @pytest.mark.slow
 def test_a_lost_connection_ends_a_sweep_on_ray_with_its_report(start: Start, tmp_path: Path) -> None:
     sweep = start("r", training__epochs=2000, search__early_stopping="none")
-    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0002.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 2))
     os.kill(sweep.process.pid, signal.SIGHUP)
     code, printed = sweep.wait(60)
     assert code == 130, printed
@@ -181,7 +181,7 @@ def test_nohup_keeps_a_sweep_alive(arguments: Callable[..., list[str]], tmp_path
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(words, stdout=out, stderr=out)
     try:
-        wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+        wait_for(lambda: saved(tmp_path / "r", 1))
         process.send_signal(signal.SIGHUP)
         known = set(tmp_path.glob("r/trials/*/epoch_*.pt"))
         wait_for(lambda: set(tmp_path.glob("r/trials/*/epoch_*.pt")) - known)

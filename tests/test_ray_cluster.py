@@ -16,7 +16,7 @@ import pytest
 from sweep.machine.private_folder import private_folder
 from sweep.run import main
 from tests.conftest import REPOSITORY
-from tests.processes import Start, Sweep, resume_local, wait_for
+from tests.processes import Start, Sweep, resume_local, saved, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 STUCK = """
@@ -99,7 +99,7 @@ def test_a_temporary_folder_that_others_can_enter_or_that_is_none_is_refused(
 @pytest.mark.slow
 def test_nobody_else_can_enter_rays_temporary_folder(start: Start, temporary: Path, tmp_path: Path) -> None:
     sweep = start("r", **LONG)
-    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 1))
     parent = temporary / f"crnn-sweep-{os.geteuid()}"
     assert stat.S_IMODE(parent.stat().st_mode) == 0o700
     assert list(parent.glob("*/ray/session_*/sockets/raylet"))
@@ -120,7 +120,7 @@ def test_under_uv_run_ray_uploads_nothing_and_trials_run_in_the_environment_of_t
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
     try:
-        wait_for(lambda: process.poll() is not None or list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+        wait_for(lambda: process.poll() is not None or saved(tmp_path / "r", 1))
         assert process.poll() is None
         family = psutil.Process(process.pid).children(recursive=True)
         workers = [child for child in family if "ray::" in "".join(child.cmdline())]
@@ -225,7 +225,7 @@ def test_a_sweep_that_loses_ray_or_is_told_to_end_writes_its_report_and_goes_on(
 ) -> None:
     root = tmp_path / "r"
     sweep = start("r", search__max_failures=0, **LONG)
-    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2))
     family = sweep.family()
     end(sweep)
     assert_interrupted(sweep, family)
@@ -298,7 +298,7 @@ def test_a_trial_that_loses_its_process_twice_in_a_moment_is_failed_and_the_othe
 ) -> None:
     root = tmp_path / "r"
     sweep = start("r", "--verbose", training__epochs=20, search__trials=3, search__early_stopping="none")
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0001.pt")))
+    wait_for(lambda: saved(root, 1, "0000*"))
     killed: set[psutil.Process] = set()
 
     def kill_who_trains_it() -> bool:
@@ -322,7 +322,7 @@ def test_a_pool_that_is_cut_while_processes_read_it_halts_the_sweep_and_fails_no
 ) -> None:
     root, cache = tmp_path / "r", tmp_path / "cache"
     sweep = start("r", "--cache-dir", str(cache), search__max_failures=0, **LONG)
-    wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(root, 1))
     for pool in cache.glob("train*.pool"):
         os.truncate(pool, 5000)
     printed = assert_interrupted(sweep, sweep.family())

@@ -30,6 +30,7 @@ from tests.processes import (
     Sweep,
     resume,
     resume_local,
+    saved,
     sets,
     title,
     wait_for,
@@ -98,7 +99,7 @@ def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_
 ) -> None:
     root = tmp_path / "r"
     sweep = local("r", **WHOLE)
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2, "0000*"))
     with serve(root / "tensorboard", "--load_fast", loader, "--reload_interval", "1") as board:
         wait_for(lambda: len(board.runs()) >= 3)
         sweep.kill()
@@ -114,7 +115,7 @@ def test_a_tensorboard_that_stays_open_shows_a_killed_and_resumed_sweep_without_
 def test_a_killed_driver_is_resumed_at_once_beside_its_dying_workers(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
     sweep = start("r", training__epochs=12)
-    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2))
     workers = sweep.workers()
     assert workers
     sweep.kill()
@@ -143,7 +144,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_a_killed_worker_costs_its_trial_one_epoch_and_the_others_nothing(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "r"
     sweep = start("r", "--verbose", training__epochs=12, search__early_stopping="none", search__trials=3)
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2, "0000*"))
     sweep.workers()[0].kill()
     code, printed = sweep.wait()
     assert code == 0, printed
@@ -160,7 +161,7 @@ def test_a_trial_that_loses_its_process_too_often_is_failed_and_the_others_compl
     root = tmp_path / "r"
     once = {"search__max_failures": 0, "search__trials": 3, "search__early_stopping": "none"}
     sweep = start("r", training__epochs=12, **once)
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2, "0000*"))
     sweep.workers()[0].kill()
     code, printed = sweep.wait()
     assert code == 1, printed
@@ -204,7 +205,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
 ) -> None:
     root = tmp_path / "r"
     sweep = start("r", mode, training__epochs=8, search__trials=2)
-    wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(root, 1))
     interrupt(sweep)
     code, printed = sweep.wait(seconds=15)
     assert code == 130, printed
@@ -264,7 +265,7 @@ def test_a_finished_sweep_is_extended(local: StartLocal, tmp_path: Path) -> None
 def cut_short(local: StartLocal, root: Path) -> Path:
     """A local sweep of two trials killed when its first had three of five epochs; returns that trial's folder."""
     sweep = local(root.name, **WHOLE)
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0003.pt")))
+    wait_for(lambda: saved(root, 3, "0000*"))
     sweep.kill()
     (folder,) = root.glob("trials/0000*")
     return folder
@@ -357,7 +358,7 @@ def test_a_cut_trial_goes_on_when_its_sweep_is_extended(local: StartLocal, tmp_p
 def test_a_running_sweep_is_not_resumed_a_second_time(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
     sweep = local("r", training__epochs=50, search__early_stopping="none")
-    wait_for(lambda: list(root.glob("trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(root, 1))
     code, printed = resume_local(root).wait()
     assert code == 2
     assert "this sweep is running" in printed
@@ -487,7 +488,7 @@ def test_on_a_full_disk_it_stops_with_a_sentence_and_goes_on_when_there_is_room(
     few = {"search__trials": 2, "training__epochs": 8, "search__early_stopping": "none"}
     sweep = disk.run(*arguments("r", **few), "--output-dir", str(tmp_path / "disk"), mode)
     root = disk.path / "r"
-    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2))
     filler = disk.fill()
     printed, _ = sweep.communicate(timeout=PATIENCE * 180)
     assert sweep.returncode == 130, printed
@@ -562,9 +563,13 @@ def test_one_command_starts_a_sweep_goes_on_with_it_after_each_kill_and_says_tha
     root = tmp_path / "r"
     (root / "ray").mkdir(parents=True)  # what a start leaves that was killed before it wrote sweep.yaml
     (root / ".sweep.yaml.0123").write_text("format:")
-    for reached in ("sweep.yaml", "trials/0000*/epoch_0002.pt", "trials/0001*/epoch_0001.pt"):
+    for is_reached in (
+        (root / "sweep.yaml").exists,
+        lambda: saved(root, 2, "0000*"),
+        lambda: saved(root, 1, "0001*"),
+    ):
         sweep = local("r", "--resume", **WHOLE)
-        wait_for(lambda reached=reached: list(root.glob(reached)))
+        wait_for(is_reached)
         sweep.kill()
     code, printed = local("r", "--resume", **WHOLE).wait()
     assert code == 0, printed
@@ -623,7 +628,7 @@ def test_a_sweep_that_runs_is_not_started_a_second_time_by_its_own_command(
 ) -> None:
     long = {"training__epochs": 50, "search__early_stopping": "none"}
     first = local("r", "--resume", **long)
-    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 1))
     code, printed = LocalSweep(tmp_path / "second.txt", *arguments("r", **long), "--resume").wait()
     assert code == 2
     assert "this sweep is running" in printed

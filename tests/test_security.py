@@ -15,7 +15,7 @@ import torch
 from model.predict import main as predict
 from sweep.run import main
 from sweep.search.records import trial_name
-from tests.processes import Start, wait_for
+from tests.processes import Start, saved, wait_for
 
 
 class Malicious:
@@ -84,7 +84,7 @@ def test_tensorboard_listens_on_this_machine_alone_and_ray_lets_in_only_who_has_
     start: Start, tmp_path: Path
 ) -> None:
     sweep = start("r", "--tensorboard", training__epochs=2000, search__early_stopping="none")
-    wait_for(lambda: list((tmp_path / "r").glob("trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 1))
     driver = psutil.Process(sweep.process.pid)
     boards = [child for child in driver.children() if "tensorboard/server.py" in " ".join(child.cmdline())]
     assert [set(listening(board).values()) for board in boards] == [{"127.0.0.1"}]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.processes import wait_for
+from tests.processes import saved, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 from tests.slurm import Slurm
 
@@ -44,7 +44,7 @@ def test_a_job_that_is_requeued_goes_on_with_its_sweep_on_all_nodes(
         return found in states
 
     slurm.run(f"sbatch --chdir={REPOSITORY} --output={home}/job.out --open-mode=append job")
-    wait_for(lambda: list(root.glob("trials/*/epoch_0002.pt")) or not is_in("PENDING 0", "RUNNING 0"))
+    wait_for(lambda: saved(root, 2) or not is_in("PENDING 0", "RUNNING 0"))
     slurm.run("scontrol requeue 1")
     wait_for(lambda: is_in("COMPLETED 1"), seconds=120)
     assert {row["state"] for row in leaderboard(root)} == {"completed"}

@@ -298,7 +298,7 @@ def test_a_storage_that_hangs_or_is_away_makes_the_sweep_go_on_and_upload_later(
     wait_for(lambda: "study.db" in server.names("away"))
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
-        wait_for(lambda: any((root / "trials").glob("0001_*/epoch_*")))
+        wait_for(lambda: list(root.glob("trials/0001_*/best.pt")))
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
     proxy.close()

@@ -29,7 +29,7 @@ from sweep.search import study_file, study_tables
 from sweep.search.records import TrialRecord
 from sweep.search.search import Search
 from tests.conftest import QUICKSTART
-from tests.processes import FORKS, UNCONFIRMED, LocalSweep, resume_local, wait_for
+from tests.processes import FORKS, UNCONFIRMED, LocalSweep, resume_local, saved, wait_for
 from tests.results import leaderboard
 
 ONE = {"search__trials": 1, "training__epochs": 1, "search__early_stopping": "none"}
@@ -114,7 +114,7 @@ def test_a_study_that_stays_held_halts_the_sweep_and_it_goes_on_later(
     release = threading.Event()
 
     def hold_it() -> None:
-        wait_for(lambda: list(root.glob("trials/0000*/epoch_0001.pt")))
+        wait_for(lambda: saved(root, 1, "0000*"))
         with held(root / "study.db", *HOLDS[hold], seconds=100):
             release.wait(60)
 
@@ -254,7 +254,7 @@ def test_a_study_that_goes_while_the_sweep_runs_halts_it(
 ) -> None:
     root = tmp_path / "r"
     sweep = local("r", training__epochs=300, search__early_stopping="none")
-    wait_for(lambda: list(root.glob("trials/0000*/epoch_0002.pt")))
+    wait_for(lambda: saved(root, 2, "0000*"))
     if how == "emptied":
         os.truncate(root / "study.db", 0)
     else:

@@ -16,7 +16,7 @@ import pytest
 from sweep.tensorboard.server import TensorBoard
 from sweep.tensorboard.sweep_writer import SweepWriter
 from tests.board import Board
-from tests.processes import Start, StartLocal, wait_for
+from tests.processes import Start, StartLocal, saved, wait_for
 
 SLOW = pytest.mark.slow
 
@@ -180,7 +180,7 @@ def test_a_sweep_tells_that_its_tensorboard_was_killed_and_goes_on(local: StartL
 @pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_whose_tensorboard_hangs(start: Start, tmp_path: Path) -> None:
     sweep = start("r", "--tensorboard", training__epochs=2000, search__early_stopping="none")
-    wait_for(lambda: list(tmp_path.glob("r/trials/*/epoch_0001.pt")))
+    wait_for(lambda: saved(tmp_path / "r", 1))
     (server,) = servers(sweep.process.pid)
     server.suspend()
     sweep.press_ctrl_c()
