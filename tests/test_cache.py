@@ -99,7 +99,7 @@ def test_a_cache_that_is_deleted_while_it_is_filled_is_filled_again(tmp_path: Pa
 
     def delete() -> None:
         wait_for(lambda: list(cache.glob(".*.pool.*")))
-        shutil.rmtree(cache)
+        shutil.rmtree(cache.rename(tmp_path / "deleted"))  # at once, so that no file is made in it meanwhile
         deleted.append(True)
 
     deleter = Thread(target=delete)

@@ -18,7 +18,7 @@ from sweep.search.records import TrialRecord
 from sweep.search.search import Search
 from sweep.verdict.reporter import Reporter
 from tests.conftest import QUICKSTART
-from tests.processes import TINY, UNCONFIRMED, Start, wait_for
+from tests.processes import TINY, UNCONFIRMED, Start, title, wait_for
 
 
 def held(process: psutil.Process) -> dict[str, int]:
@@ -81,7 +81,7 @@ def test_twenty_trials_under_ray_hold_no_more_than_six_and_leave_nothing(start: 
             time.sleep(0.02)
         measured.append(held(driver) | {"of workers": max(of_workers)})
     family = [driver, *driver.children(recursive=True)]
-    (session,) = {match[1] for process in family for match in [_SESSION.search(" ".join(process.cmdline()))] if match}
+    (session,) = {match[1] for process in family for match in [_SESSION.search(title(process))] if match}
     assert Path(session).is_dir()
     assert sweep.wait()[0] == 0
     print(f"after 6 trials {measured[0]}, after 20 {measured[1]}")

@@ -3,7 +3,6 @@
 import csv
 import shutil
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ from model.predict import main as predict
 from sweep.config import load
 from sweep.report import main as report
 from sweep.run import main
-from tests.processes import Sweep, sets, wait_for
+from tests.processes import Sweep, sets, title, wait_for
 from tests.test_own_images import draw
 
 QUICK = {
@@ -147,18 +146,12 @@ def test_ctrl_c_while_the_workers_start_ends_in_one_sentence_and_leaves_nothing(
     folder, cache = images_in(tmp_path / "images"), tmp_path / "cache"
     options = ["--output-dir", str(tmp_path / "runs"), "--cache-dir", str(cache), "--local"]
     sweep = Sweep("--images", str(folder), *options)
-    masks = wait_for(lambda: [_blocked(process) for process in sweep.family() if "spawn_main" in _command(process)])
+    masks = wait_for(lambda: [_blocked(process) for process in sweep.family() if "spawn_main" in title(process)])
     sweep.press_ctrl_c()
     assert sweep.wait() == (130, "\ninterrupted\n")
     assert [path.name for path in cache.iterdir()] == ["render.lock"]
     # A worker that imports its modules can't handle Ctrl-C yet: it would print a traceback.
     assert all(signal.SIGINT in mask for mask in masks)
-
-
-def _command(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def _blocked(process: psutil.Process) -> set[int]:

@@ -16,7 +16,7 @@ import pytest
 from sweep.machine.private_folder import private_folder
 from sweep.run import main
 from tests.conftest import REPOSITORY
-from tests.processes import Start, Sweep, resume_local, saved, wait_for
+from tests.processes import Start, Sweep, resume_local, saved, title, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 STUCK = """
@@ -123,7 +123,7 @@ def test_under_uv_run_ray_uploads_nothing_and_trials_run_in_the_environment_of_t
         wait_for(lambda: process.poll() is not None or saved(tmp_path / "r", 1))
         assert process.poll() is None
         family = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in family if "ray::" in "".join(child.cmdline())]
+        workers = [child for child in family if "ray::" in title(child)]
         assert workers
         assert {worker.cwd() for worker in workers} == {str(REPOSITORY)}
         assert list(temporary.rglob("_ray_pkg_*")) == []

@@ -410,7 +410,7 @@ def test_a_nan_loss_ends_its_trial_also_after_a_resume(local: StartLocal, tmp_pa
 
 def renderers(sweep: Sweep | LocalSweep) -> list[psutil.Process]:
     children = psutil.Process(sweep.process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in children if "spawn_main" in title(child)]
 
 
 def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) -> None:

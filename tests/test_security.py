@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from model.predict import main as predict
 from sweep.run import main
 from sweep.search.records import trial_name
-from tests.processes import Start, saved, wait_for
+from tests.processes import Start, saved, title, wait_for
 
 
 class Malicious:
@@ -73,9 +74,10 @@ def listening(process: psutil.Process) -> dict[int, str]:
     """Port → address, of a process and all below it."""
     found = {}
     for member in [process, *process.children(recursive=True)]:
-        for connection in member.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                found[connection.laddr.port] = connection.laddr.ip
+        with suppress(psutil.NoSuchProcess):
+            for connection in member.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found[connection.laddr.port] = connection.laddr.ip
     return found
 
 
@@ -86,9 +88,9 @@ def test_tensorboard_listens_on_this_machine_alone_and_ray_lets_in_only_who_has_
     sweep = start("r", "--tensorboard", training__epochs=2000, search__early_stopping="none")
     wait_for(lambda: saved(tmp_path / "r", 1))
     driver = psutil.Process(sweep.process.pid)
-    boards = [child for child in driver.children() if "tensorboard/server.py" in " ".join(child.cmdline())]
+    boards = [child for child in driver.children() if "tensorboard/server.py" in title(child)]
     assert [set(listening(board).values()) for board in boards] == [{"127.0.0.1"}]
-    (gcs,) = [child for child in driver.children(recursive=True) if "gcs_server" in child.name()]
+    (gcs,) = [child for child in driver.children(recursive=True) if "/gcs_server " in title(child)]
     (port,) = [c.laddr.port for c in gcs.net_connections("tcp") if c.status == psutil.CONN_LISTEN and is_grpc(c)]
     right = gcs.environ()["RAY_AUTH_TOKEN"]
     assert "got in" in knock(port, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right})

@@ -16,7 +16,7 @@ import pytest
 from sweep.tensorboard.server import TensorBoard
 from sweep.tensorboard.sweep_writer import SweepWriter
 from tests.board import Board
-from tests.processes import Start, StartLocal, saved, wait_for
+from tests.processes import Start, StartLocal, saved, title, wait_for
 
 SLOW = pytest.mark.slow
 
@@ -62,7 +62,10 @@ def processes(board: TensorBoard) -> list[psutil.Process]:
 
 
 def over(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def stopped(process: psutil.Process) -> bool:
@@ -160,7 +163,7 @@ def test_a_server_that_cannot_start_says_why(serve: Serve, tmp_path: Path, monke
 
 def servers(pid: int) -> list[psutil.Process]:
     children = psutil.Process(pid).children()
-    return [child for child in children if any("tensorboard/server.py" in word for word in child.cmdline())]
+    return [child for child in children if "tensorboard/server.py" in title(child)]
 
 
 def test_a_sweep_tells_that_its_tensorboard_was_killed_and_goes_on(local: StartLocal, tmp_path: Path) -> None:

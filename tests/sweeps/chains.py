@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.processes import SETTINGS, WORKER_TITLES, wait_for
+from tests.processes import SETTINGS, WORKER_TITLES, title, wait_for
 from tests.sweeps.checker import problems
 
 PLAIN = {
@@ -184,9 +184,7 @@ class Chain:
         try:
             wait_for(lambda: not self.processes(), seconds=90)
         except AssertionError:
-            raise AssertionError(
-                self._told(*(f"lives on: {one} {one.cmdline()}" for one in self.processes()))
-            ) from None
+            raise AssertionError(self._told(*(f"lives on: {one} {title(one)}" for one in self.processes()))) from None
 
     def _tell(self, line: str) -> None:
         self._story.append(line)
@@ -204,15 +202,15 @@ class Chain:
 def _kind(process: psutil.Process) -> str | None:
     """What is struck as one of its kind; None for what is struck only with all others, as Python's resource tracker."""
     try:
-        name, title = process.name(), " ".join(process.cmdline())
+        name, command = process.name(), title(process)
     except psutil.NoSuchProcess:
         return None
-    if title.startswith(WORKER_TITLES):
+    if command.startswith(WORKER_TITLES):
         return "worker"
     if name in ("raylet", "gcs_server"):
         return name
-    if "multiprocessing.spawn" in title:
+    if "multiprocessing.spawn" in command:
         return "rendering"
-    if "tensorboard/server.py" in title or "tensorboard_data_server" in title:
+    if "tensorboard/server.py" in command or "tensorboard_data_server" in command:
         return "TensorBoard"
-    return "another of Ray's" if title.startswith("ray::") or "/ray/" in title.partition(" --")[0] else None
+    return "another of Ray's" if command.startswith("ray::") or "/ray/" in command.partition(" --")[0] else None
