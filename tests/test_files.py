@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from model.system import files
 from model.system.files import replace_file
 
 FORK = multiprocessing.get_context("fork")
@@ -48,6 +49,26 @@ def test_threads_of_one_process_do_not_take_each_others_files_for_leftovers(tmp_
         thread.join()
     assert failed == []
     assert len(set(path.read_bytes())) == 1
+
+
+def test_a_file_that_others_take_for_a_leftover_again_and_again_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, losses = files._try_to_lock, iter(range(5))
+
+    def lock_too_late(descriptor: int) -> bool:
+        if next(losses, None) is not None:
+            for path in tmp_path.glob(".*.tmp"):
+                path.unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(files, "_try_to_lock", lock_too_late)
+    replace_file(tmp_path / "page.html", b"new")
+    assert next(losses, None) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_bytes() == b"new"
+    with pytest.raises(FileNotFoundError):
+        replace_file(tmp_path / "nowhere" / "page.html", b"new")
 
 
 @pytest.mark.parametrize("name", ["page.html", ".page.html.tmp", ".page.html.0123456789abcdef.tmp"])

@@ -12,6 +12,7 @@ try:
 except ImportError:  # on Windows, where leftovers of killed writers stay
     fcntl = None  # type: ignore[assignment]
 
+_TRIES = 10  # where two threads do nothing but replace files, one try in forty fails
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
@@ -22,12 +23,13 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
     placed there is not followed.
     """
     remove_leftovers(path.parent, also=f".{path.name}.tmp")  # the name that version 0.1.0 used
-    try:
-        _write(path, *parts)
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise
-        _write(path, *parts)  # another process removed the file as a leftover before it was locked
+    for others in reversed(range(_TRIES)):
+        try:
+            _write(path, *parts)
+            break
+        except FileNotFoundError:  # another writer removed the file as a leftover before it was locked
+            if not (others and path.parent.is_dir()):
+                raise
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
