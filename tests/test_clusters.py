@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from sweep.run import main
-from tests.processes import Start, saved, wait_for
+from tests.processes import Start, Sweep, saved, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 TOKEN = "0123456789abcdef" * 4
 LONG = {"training__epochs": 2000, "search__trials": 2, "search__early_stopping": "none"}
+TWO = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none"}
 FEW = {"training__epochs": 2, "search__trials": 3, "search__early_stopping": "none"}
 
 
@@ -280,22 +281,26 @@ def test_a_sweep_uses_a_node_that_joins_and_ends_with_its_report_when_the_cluste
     assert (tmp_path / "r" / "report.html").exists()
 
 
+def assert_tried_again(sweep: Sweep, root: Path, why: str) -> None:
+    """One of the two trials was lost, went on from its last epoch, and both ended whole."""
+    code, printed = sweep.wait(120)
+    assert code == 0, printed
+    assert printed.count(f"{why}; will be tried again") == 1
+    assert printed.count("goes on after epoch") == 1
+    assert [row["state"] for row in leaderboard(root)] == ["completed"] * 2
+    assert_curves_without_scars(root)
+
+
 @pytest.mark.cluster
 def test_the_trials_of_a_dead_node_go_on_elsewhere_from_their_last_epoch(
     own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_into_variable(home, monkeypatch)
     second = own_cluster.add_node()
-    long = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
-    sweep = start("r", "--address", own_cluster.address, **long)
+    sweep = start("r", "--address", own_cluster.address, **TWO, search__max_failures=0)
     wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     own_cluster.end(second)
-    code, printed = sweep.wait(120)
-    assert code == 0, printed
-    assert printed.count("its node was lost; will be tried again") == 1
-    assert printed.count("goes on after epoch") == 1
-    assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
-    assert_curves_without_scars(tmp_path / "r")
+    assert_tried_again(sweep, tmp_path / "r", "its node was lost")
 
 
 @pytest.mark.cluster
@@ -304,17 +309,17 @@ def test_a_trial_leaves_a_node_that_is_told_to_end_after_its_epoch(
 ) -> None:
     put_into_variable(home, monkeypatch)
     node = cluster.add_node()
-    long = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none", "search__max_failures": 0}
-    sweep = start("r", "--address", cluster.address, **long)
+    sweep = start("r", "--address", cluster.address, **TWO, search__max_failures=0)
     wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     node.terminate()  # Ray drains the node for half a minute, or until nothing runs on it
-    code, printed = sweep.wait(120)
-    assert code == 0, printed
-    assert printed.count("its node is about to end; will be tried again") == 1
-    assert printed.count("goes on after epoch") == 1
-    assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
-    assert_curves_without_scars(tmp_path / "r")
+    assert_tried_again(sweep, tmp_path / "r", "its node is about to end")
     node.wait()
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Writes a text of the file's size in its place, so that nobody reads an empty file meanwhile."""
+    with path.open("r+") as file:
+        file.write(text)
 
 
 @pytest.mark.cluster
@@ -329,17 +334,12 @@ def test_a_trial_that_a_nodes_memory_monitor_ends_is_tried_again_and_the_others_
     memory.write_text(plenty)
     see = f'mount --bind {memory} /proc/meminfo && exec "$@"'
     node = cluster.add_node(before=("unshare", "--mount", "sh", "-c", see, "sh"))
-    long = {"training__epochs": 30, "search__trials": 2, "search__early_stopping": "none"}
-    sweep = start("r", "--address", cluster.address, **long)
+    sweep = start("r", "--address", cluster.address, **TWO)
     wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
-    memory.write_text(short)
+    overwrite(memory, short)
     wait_for(lambda: "will be tried again" in (tmp_path / "r" / "sweep.log").read_text())
-    memory.write_text(plenty)
-    code, printed = sweep.wait(120)
-    assert code == 0, printed
-    assert printed.count("its process was lost: Ray ended it, because memory ran low; will be tried again") == 1
-    assert [row["state"] for row in leaderboard(tmp_path / "r")] == ["completed"] * 2
-    assert_curves_without_scars(tmp_path / "r")
+    overwrite(memory, plenty)
+    assert_tried_again(sweep, tmp_path / "r", "its process was lost: Ray ended it, because memory ran low")
     cluster.end(node)
 
 
