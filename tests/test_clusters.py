@@ -247,8 +247,7 @@ def test_a_node_without_the_sweeps_folder_is_found_before_anything_starts(
     own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_into_variable(home, monkeypatch)
-    hide = f'mount -t tmpfs none {tmp_path} && exec "$@"'
-    apart = own_cluster.add_node(before=("unshare", "--mount", "sh", "-c", hide, "sh"))
+    apart = own_cluster.add_node(before=hiding(tmp_path))
     code, printed = start("r", "--address", own_cluster.address, **FEW).wait()
     assert code == 2, printed
     assert printed.count("ready") == 1
@@ -262,6 +261,37 @@ def test_a_node_without_the_sweeps_folder_is_found_before_anything_starts(
     assert not [path for path in tmp_path.iterdir() if path.name == "r" or path.name.startswith(".crnn-sweep")]
     own_cluster.end(apart)
     own_cluster.nodes.remove(apart)
+
+
+@pytest.mark.cluster
+@pytest.mark.namespaces
+def test_a_node_that_joins_without_the_sweeps_folder_gets_no_trials_and_the_sweep_goes_on(
+    own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    own_cluster.add_node()
+    sweep = start("r", "--address", own_cluster.address, **{**LONG, "search__trials": 3})
+    root = tmp_path / "r"
+    wait_for(lambda: trained_at_once(root) == 2)  # on one CPU each
+    own_cluster.add_node(before=hiding(tmp_path))
+    wait_for(lambda: "until that is mended it gets no trials" in (root / "sweep.log").read_text())
+    own_cluster.end(own_cluster.nodes[1])
+    wait_for(lambda: "will be tried again" in (root / "sweep.log").read_text())
+    own_cluster.add_node()
+    wait_for(lambda: "has joined: 1 CPUs" in (root / "sweep.log").read_text())
+    wait_for(lambda: "goes on after epoch" in (root / "sweep.log").read_text())
+    sweep.press_ctrl_c()
+    code, printed = sweep.wait(60)
+    assert code == 130, printed
+    assert printed.count("gets no trials") == 1
+    assert f"does not have the folder {root} (--output-dir)" in printed
+    assert printed.count("will be tried again") == 1  # no trial was placed on the node that lacks the folder
+    assert not list(root.glob(".crnn-sweep*"))
+
+
+def hiding(folder: Path) -> tuple[str, ...]:
+    """The start of a command that sees an empty folder in this one's place."""
+    return "unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {folder} && exec "$@"', "sh"
 
 
 @pytest.mark.cluster

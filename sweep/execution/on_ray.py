@@ -26,6 +26,7 @@ with collector_paused():
     from sweep.execution import ray_compat
     from sweep.execution.bus_error import cut_pool
     from sweep.execution.interrupts import held_back, passed_to_tune
+    from sweep.execution.nodes import Members, alive
     from sweep.execution.ray_cluster import RayCluster, RayLost
     from sweep.execution.trial import Trial, keep_to_share
     from sweep.execution.width import Width
@@ -65,7 +66,7 @@ class RayTrial(tune.Trainable):
             raise NodeEnds(_NODE_ENDS)
         if self.trial is None:
             keep_to_share(self.workplace.gpus)
-            self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config))
+            self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config["record"]))
         # In a tuple: Tune flattens dictionaries in dictionaries.
         return {"result": (self.trial.step(),), "node": node}
 
@@ -82,34 +83,38 @@ class RayTrial(tune.Trainable):
         """Does nothing: Ray calls this when it is interrupted, but a trial saves its own checkpoints."""
 
 
+_NOT_PICKLED = ("_search", "_width", "_cluster", "_members")
+
+
 class _HasSearch:
     """Keeps the search and the cluster out of the pickles in which Ray saves its state: `study.db` holds the search."""
 
     _search: Search
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_search", "_width", "_cluster")}
+        return {key: value for key, value in vars(self).items() if key not in _NOT_PICKLED}
 
 
 class _Suggestions(_HasSearch, Searcher):
     """Tune searcher that asks `Search` for the next trial if one more may run."""
 
-    def __init__(self, search: Search, width: Width, allotment: Allotment) -> None:
+    def __init__(self, search: Search, width: Width, allotment: Allotment, members: Members | None) -> None:
         super().__init__()
-        self._search, self._width, self._allotment = search, width, allotment
+        self._search, self._width, self._allotment, self._members = search, width, allotment, members
         self._room, self._counted = 0, -math.inf
+        self._avoid: list[str] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if time.monotonic() >= self._counted + _COUNTED_EACH:
-            draining = ray_compat.draining_nodes()
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
-            self._room = room(self._allotment, ((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes))
+            usable, self._avoid = (alive(), []) if self._members is None else self._members.usable()
+            resources = [node["Resources"] for node in usable]
+            self._room = room(self._allotment, ((each.get("CPU", 0), each.get("GPU", 0)) for each in resources))
             self._counted = time.monotonic()
         with held_back():
             wide = self._search.running < self._width.at_once(self._room)
             record = self._search.ask() if wide else None
         if record is not None:
-            return asdict(record)
+            return {"record": asdict(record), "avoid": self._avoid}
         return str(Searcher.FINISHED) if wide and self._search.exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -132,14 +137,14 @@ class _Decisions(_HasSearch, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with held_back():
-            self._places[trial.config["number"]] = result["node"]
-            go_on = self._search.report(trial.config["number"], result["result"][0])
+            self._places[_record(trial)["number"]] = result["node"]
+            go_on = self._search.report(_record(trial)["number"], result["result"][0])
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if self._cluster.is_ending(within=1):
             return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
-        number, reason = trial.config["number"], _error_text(trial)
+        number, reason = _record(trial)["number"], _error_text(trial)
         what, counts = _loss(reason, self._cluster.has_lost(self._places.get(number)))
         with held_back():
             if (cut := self._cut_pool()) is not None:
@@ -176,6 +181,7 @@ def run(
     allotment: Allotment,
     width: Width,
     cluster: RayCluster,
+    members: Members | None,
     give_up: Callable[[str], None],
 ) -> None:
     """Runs trials until all are final. Returns early after Ctrl-C or SIGTERM and when Ray is lost, with trials still
@@ -188,12 +194,21 @@ def run(
             # Ray's C++ tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
             attributes = {"sweep": config, "workplace": workplace, "joined": cluster.joined}
             trainable = type("SweepsTrial", (RayTrial,), attributes)
-            share = {"cpu": allotment.cpus, "gpu": allotment.gpus}
             decisions = _Decisions(search, cluster, partial(cut_pool, config, workplace.pools))
-            suggestions = _Suggestions(search, width, allotment)
-            _tuner(tune.with_resources(trainable, share), suggestions, decisions, workplace.root).fit()
+            suggestions = _Suggestions(search, width, allotment, members)
+            trainable = tune.with_resources(trainable, partial(_request, allotment))
+            _tuner(trainable, suggestions, decisions, workplace.root).fit()
     except RayLost as error:
         search.halted = str(error)
+
+
+def _request(allotment: Allotment, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """A trial's share, on any node but those to avoid."""
+    bundle = {"CPU": allotment.cpus, "GPU": allotment.gpus}
+    if not config["avoid"]:
+        return tune.PlacementGroupFactory([bundle])
+    others = f"!in({','.join(config['avoid'])})"
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": others}])
 
 
 def _tuner(trainable: Any, suggestions: _Suggestions, decisions: _Decisions, root: Path) -> tune.Tuner:
@@ -219,4 +234,10 @@ def _tuner(trainable: Any, suggestions: _Suggestions, decisions: _Decisions, roo
 
 
 def _name(trial: Any) -> str:
-    return str(trial.config["name"])
+    return str(_record(trial)["name"])
+
+
+def _record(trial: Any) -> dict[str, Any]:
+    """The values of the trial's `TrialRecord`."""
+    found: dict[str, Any] = trial.config["record"]
+    return found

@@ -40,6 +40,7 @@ from sweep.wording import faults
 from sweep.wording.faults import Fault
 
 if TYPE_CHECKING:
+    from sweep.execution.nodes import Node
     from sweep.execution.ray_cluster import RayCluster
 
 _HURRIED = 8.0  # seconds without an answer after which a storage is given up at the end of an interrupted sweep
@@ -49,7 +50,8 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     """Shares out the machine, takes the sweep's folder and lock, and runs the sweep. Returns the exit code. Callbacks
     that the caller must run at the end are pushed onto `closing`. Raises ConfigError."""
     options, config = request.options, request.config
-    members = _ready_nodes(request, cluster)
+    nodes = _ready_nodes(request, cluster)
+    members = [node.machine for node in nodes]
     machine = this_machine()
     with blaming(*request.origin):
         allotment = allot(config, machine, trial_count(config.search), options.local, members)
@@ -83,11 +85,11 @@ def run(request: Request, cluster: "RayCluster | None", closing: ExitStack) -> i
     closing.callback(terminal.stop)
     machine = together(members) if members else machine
     return Sweep(
-        options, config, workplace, machine, allotment, terminal, cluster, closing, notes, request.storage
+        options, config, workplace, machine, allotment, terminal, cluster, nodes, closing, notes, request.storage
     ).run()
 
 
-def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine]:
+def _ready_nodes(request: Request, cluster: "RayCluster | None") -> "list[Node]":
     """The nodes of a joined cluster, after looking at each and showing what there is; none without one. Raises
     ConfigError if a trial could not run on one of them."""
     if cluster is None or not cluster.joined:
@@ -96,11 +98,12 @@ def _ready_nodes(request: Request, cluster: "RayCluster | None") -> list[Machine
 
     cluster.wait()
     root = request.options.resume or request.roots[0]
-    found = nodes.look(request.config, root, request.pools, request.exchange)
+    needs = nodes.Needs(request.config, root, request.pools, request.exchange)
+    found = needs.look().nodes()
     if not request.options.quiet:
         nodes.show(found, "folder" if request.exchange is None else "storage")
-    nodes.require_ready(found, root, request.pools, request.exchange)
-    return [node.machine for node in found]
+    nodes.require_ready(needs, found)
+    return found
 
 
 @dataclass
@@ -114,6 +117,7 @@ class Sweep:
     allotment: Allotment
     terminal: Terminal
     cluster: "RayCluster | None"
+    nodes: "Sequence[Node]"  # those of a joined cluster
     closing: ExitStack
     notes: Sequence[str]  # about the weights that training starts from, and the storage
     storage: Storage | None
@@ -225,11 +229,16 @@ class Sweep:
             with bus_error.answered(self._give_up_without_image):
                 in_process.run(search, lambda record: Trial(config, self.workplace, record), width.at_once)
         else:
-            from sweep.execution import on_ray  # imports Ray, which --local does without
+            from sweep.execution import nodes, on_ray  # imports Ray, which --local does without
 
-            if self.mirror is not None and self.collector is not None:
+            exchange = self.storage if self.workplace.storage is not None else None
+            if self.mirror is not None and exchange is not None:
                 self.mirror.wait(PATIENCE)  # trials fetch from the storage what is here
-            on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, self._give_up)
+            members = None
+            if self.cluster.joined:
+                needs = nodes.Needs(config, self.workplace.root, images, exchange)
+                members = nodes.Members(needs, self.nodes, partial(terminal.say, at=0))
+            on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, members, self._give_up)
 
     def _give_up_without_image(self) -> None:
         cut = None
