@@ -26,7 +26,7 @@ QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files that take longest first: those with the most slow tests, then those with the most that need
-    images. With `-n 2`, each of two processes takes the next file, and one should not begin the longest when the other
+    images. With two processes, each takes the next file, and one should not begin the longest when the other
     has no more to do."""
     cost = Counter[Path]()
     for item in items:
@@ -41,7 +41,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("own_process") is None or "OWN_PROCESS" in os.environ:
         return None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
     done = subprocess.run(
         command,
         cwd=REPOSITORY,

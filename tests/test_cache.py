@@ -93,6 +93,7 @@ def test_a_link_in_the_place_of_a_pool_is_not_followed(tmp_path: Path) -> None:
     assert missing_pools(CONFIG, cache, whole=True) == []
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_deleted_while_it_is_filled_is_filled_again(tmp_path: Path) -> None:
     cache, config = tmp_path / "cache", TrialConfig.model_validate(override({}, {**TINY, "data.train_images": 3000}))
     deleted = []

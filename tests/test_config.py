@@ -252,6 +252,7 @@ def test_a_wrong_option_is_answered_in_a_sentence(
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are_are_refused_also_when_ray_has_begun_to_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweep.run", "--set", "resources.gpus=64", "--output-dir", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)

@@ -107,6 +107,7 @@ print(worst, float(impossible))
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_losses_and_gradients_are_torchs_also_for_repeats_and_empty_labels() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}  # runs the kernel on the CPU
     command = [sys.executable, "-c", INTERPRETED]
@@ -116,6 +117,7 @@ def test_the_kernels_losses_and_gradients_are_torchs_also_for_repeats_and_empty_
     assert impossible == math.inf, "too few steps for a repeat"
 
 
+@pytest.mark.slow
 @pytest.mark.own_process  # the compiler stays in the process
 def test_the_kernel_compiles_to_machine_code_for_gpus_that_are_not_here() -> None:
     import triton

@@ -95,6 +95,7 @@ def test_a_streams_batches_are_pinned_for_a_gpu(
     assert asked["pin_memory"] is pinned
 
 
+@pytest.mark.slow
 @OWN_PROCESS
 @pytest.mark.parametrize("encoder", ["lstm", "none"])  # tensors without values crash in a GRU and in attention
 def test_padded_images_are_read_on_the_gpu_by_each_encoder(
@@ -116,6 +117,7 @@ def test_padded_images_are_read_on_the_gpu_by_each_encoder(
     assert acceleration.resolve(config.training, 1000, GPU, padded=True).graph is None
 
 
+@pytest.mark.slow
 @OWN_PROCESS
 def test_a_step_on_the_gpu_takes_each_argument_from_where_it_must_lie(
     config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +170,7 @@ class _Event:
         self.waited = True
 
 
+@pytest.mark.slow
 @OWN_PROCESS
 def test_evaluation_leaves_readings_and_losses_on_the_host(
     config: TrialConfig, cache: Path, monkeypatch: pytest.MonkeyPatch

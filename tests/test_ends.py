@@ -139,6 +139,7 @@ def test_one_image_and_one_seed_are_enough_for_a_verdict(local: StartLocal, tmp_
     assert (tmp_path / "r" / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -377,6 +378,7 @@ def test_odd_files_are_no_reason_for_a_traceback(root: Path, capfd: pytest.Captu
     assert code == 0, captured
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_renders_once_and_ends_well(arguments: Arguments, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     options = [*arguments("r", **FEW), "--local", "--quiet", "--cache-dir", str(tmp_path / "cache")]
@@ -387,6 +389,7 @@ def test_a_script_without_a_main_guard_renders_once_and_ends_well(arguments: Arg
     assert done.stdout.count("best 0") == 1
 
 
+@pytest.mark.slow
 def test_a_profiler_around_a_local_sweep_writes_its_profile(arguments: Arguments, tmp_path: Path) -> None:
     import pstats
 

@@ -90,6 +90,7 @@ def test_folders_import_only_those_before_them(package: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_trials_ask_ray_for_no_environment_of_their_own_and_so_run_in_the_processes_it_started_ahead() -> None:
     code = (
         "from sweep.execution.on_ray import RayTrial; from ray.tune.execution.class_cache import _ActorClassCache;"

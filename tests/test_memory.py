@@ -28,6 +28,7 @@ def left(how: str, size: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4_000_000, 48_000_000])
 def test_what_a_step_frees_stays_with_the_process_for_the_next(size: int) -> None:
     assert left("given back", size) < 1

@@ -93,6 +93,7 @@ def test_its_config_repeats_it(swept: tuple[Path, Path]) -> None:
     assert errors[0] == errors[1]
 
 
+@pytest.mark.slow
 def test_it_goes_on_without_its_folder_until_the_cache_is_gone_too(
     swept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

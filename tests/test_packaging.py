@@ -63,6 +63,7 @@ def test_a_wheel_holds_every_file_of_the_packages_and_every_config(installed: Pa
     assert [name for name in outside if not name.endswith(".dist-info")] == []
 
 
+@pytest.mark.slow
 def test_the_quickstart_of_a_wheel_runs_in_an_empty_folder(run: Run, installed: Path, tmp_path: Path) -> None:
     where = run("-c", "import model, sweep; print(model.__file__, sweep.__file__)")
     assert where.stdout.split() == [str(installed / package / "__init__.py") for package in ("model", "sweep")]

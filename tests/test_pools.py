@@ -77,6 +77,7 @@ def _render(folder: Path, barrier: object, rendered: object) -> None:
     rendered.put(ensure_pools(CONFIG, folder, workers=1))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_two_sweeps_that_start_at_once_render_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, rendered = context.Barrier(2), context.Queue()
@@ -123,6 +124,7 @@ def test_images_that_need_more_than_is_free_are_refused_before_any_of_it_is_take
     assert shutil.disk_usage(tmp_path).free > free / 2
 
 
+@pytest.mark.slow
 def test_a_script_that_forgets_to_guard_its_main_part_is_told_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

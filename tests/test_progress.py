@@ -73,6 +73,7 @@ def test_a_path_pasted_into_a_shell_is_one_argument_that_names_it(
         assert not argument.startswith(("-", "~"))
 
 
+@pytest.mark.slow
 def test_every_command_that_a_sweep_prints_can_be_pasted(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     place = "-[/x] it's :smile: [old]"
     (tmp_path / place).mkdir(parents=True)

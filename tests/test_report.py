@@ -270,6 +270,7 @@ def test_the_study_opens_in_optunas_dashboard(root: Path) -> None:
     assert min(float(trial["values"][0]) for trial in trials) == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_two_sweeps_are_compared_on_the_same_images(
     root: Path, arguments_in: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

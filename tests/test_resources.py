@@ -122,6 +122,7 @@ def test_the_least_of_affinity_quota_and_what_slurm_allots_counts(tmp_path: Path
     assert usable_cpus(tmp_path / "not Linux", {"SLURM_CPUS_ON_NODE": "128"}) == 64
 
 
+@pytest.mark.slow
 def test_a_dry_run_plans_for_what_slurm_allots(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sweep.run", "--dry-run", "--cache-dir", str(tmp_path)]
     done = subprocess.run(

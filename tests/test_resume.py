@@ -184,22 +184,9 @@ def sigterm(sweep: Sweep) -> None:
     sweep.process.terminate()
 
 
-@pytest.mark.parametrize(
-    ("mode", "interrupt"),
-    [
-        pytest.param("--local", ctrl_c, id="local-ctrl_c"),
-        *(
-            pytest.param(mode, interrupt, marks=pytest.mark.slow, id=f"{name}-{interrupt.__name__}")
-            for name, mode, interrupt in (
-                ("local", "--local", ctrl_c_twice),
-                ("local", "--local", sigterm),
-                ("Ray", "--verbose", ctrl_c),
-                ("Ray", "--verbose", ctrl_c_twice),
-                ("Ray", "--verbose", sigterm),
-            )
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("interrupt", [ctrl_c, ctrl_c_twice, sigterm])
+@pytest.mark.parametrize("mode", [pytest.param("--local", id="local"), pytest.param("--verbose", id="Ray")])
 def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     start: Start, tmp_path: Path, mode: str, interrupt: Callable[[Sweep], None]
 ) -> None:
@@ -329,6 +316,7 @@ def test_what_was_damaged_meanwhile_is_made_again(
     assert not list(cache.glob(".*"))
 
 
+@pytest.mark.slow
 def test_files_of_an_unknown_trial_are_moved_aside_and_never_mixed(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
     folder = cut_short(local, root)
@@ -345,6 +333,7 @@ def test_files_of_an_unknown_trial_are_moved_aside_and_never_mixed(local: StartL
     assert_curves_without_scars(root)
 
 
+@pytest.mark.slow
 def test_a_cut_trial_goes_on_when_its_sweep_is_extended(local: StartLocal, tmp_path: Path) -> None:
     root = tmp_path / "r"
     cut_short(local, root)
@@ -374,6 +363,7 @@ def test_of_two_sweeps_that_start_with_one_name_one_runs(arguments: Callable[...
     assert len(leaderboard(tmp_path / "r")) == 1
 
 
+@pytest.mark.slow
 def test_out_of_memory_fails_the_trial_that_asks_for_too_much_after_one_more_try_and_no_other(
     local: StartLocal, tmp_path: Path
 ) -> None:
@@ -413,6 +403,7 @@ def renderers(sweep: Sweep | LocalSweep) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in title(child)]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_takes_the_processes_that_render_with_it(tmp_path: Path) -> None:
     many = ["--set", "data.train_images=200000", "--output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
     sweep = Sweep("--name", "r", *many)

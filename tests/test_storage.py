@@ -257,6 +257,7 @@ def test_another_disk_can_be_the_storage(local: StartLocal, tmp_path: Path) -> N
     assert main([*resume, "--sync-to", f"file://{cut}"]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_again_and_again_goes_on_from_its_copy_on_another_machine(
     arguments_in: Callable[..., list[str]], server: Server, tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def resumed(uri: str, outputs: Path, *options: str) -> LocalSweep:
     return LocalSweep(outputs.with_suffix(".txt"), "--resume", uri, "--output-dir", str(outputs), *options)
 
 
+@pytest.mark.slow
 def test_a_storage_that_hangs_or_is_away_makes_the_sweep_go_on_and_upload_later(
     local: StartLocal, server: Server, tmp_path: Path
 ) -> None:
@@ -326,6 +328,7 @@ def test_an_interrupted_sweep_uploads_what_there_is(local: StartLocal, server: S
     assert_equal(server.files("cut"), tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_goes_on_elsewhere_is_not_overwritten_by_the_one_before(
     local: StartLocal, ended: Path, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -389,7 +392,7 @@ NOWHERE = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     ("uri", "why"),
     [
         ("s3://me:SECRET@none/x?{server}", "The specified bucket does not exist"),
-        (f"s3://me:SECRET@bucket/x?{NOWHERE}", "Could not connect to server"),
+        pytest.param(f"s3://me:SECRET@bucket/x?{NOWHERE}", "Could not connect to server", marks=pytest.mark.slow),
         ("s3://me:SECRET@bucket/x?color=red", "Unexpected query parameter in S3 URI: 'color'"),
         ("s3://me:SECRET@bucket/a b", "Cannot parse URI: 's3://me:***@bucket/a b'"),
         ("s3://me:SECRET@bucket/ended?{server}", "it holds a sweep; to go on with that: --resume and this URI"),
@@ -425,7 +428,7 @@ def test_a_storage_that_cannot_be_used_is_a_sentence_before_anything_starts(
     [
         ("s3://me:SECRET@bucket/none?{server}", [], "there is no sweep.yaml in it"),
         ("s3://me:SECRET@bucket/evil?{server}", [], "it holds '../../evil.txt'"),
-        (f"s3://me:SECRET@bucket/x?{NOWHERE}", [], "Could not connect to server"),
+        pytest.param(f"s3://me:SECRET@bucket/x?{NOWHERE}", [], "Could not connect to server", marks=pytest.mark.slow),
         ("s3://me:SECRET@bucket/ended?{server}", ["--name", "x"], "cannot be changed by --name"),
     ],
 )

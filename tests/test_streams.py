@@ -158,6 +158,7 @@ def python(module: str, *arguments: str) -> str:
     return " ".join([sys.executable, "-m", module, *(f"'{argument}'" for argument in arguments)])
 
 
+@pytest.mark.slow
 def test_predict_and_captchas_need_nobody_who_reads(tiny: Callable[..., TrialConfig], tmp_path: Path) -> None:
     config = tiny()
     state = {"config": config.model_dump(), "network": CRNN(config).state_dict()}
@@ -186,6 +187,7 @@ Arguments = Callable[..., list[str]]
 SHORT = {"training__epochs": 2, "search__trials": 2}
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_terminal_is_closed_goes_on_if_it_was_disowned(arguments: Arguments, tmp_path: Path) -> None:
     ours, its = pty.openpty()
     process = subprocess.Popen(
@@ -199,6 +201,7 @@ def test_a_sweep_whose_terminal_is_closed_goes_on_if_it_was_disowned(arguments: 
     assert_complete(tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_terminal_is_closed_stops_with_a_report_else(arguments: Arguments, tmp_path: Path) -> None:
     ours, its = pty.openpty()
     process = subprocess.Popen(
@@ -220,6 +223,7 @@ def read_until(terminal: int, text: bytes) -> None:
         shown += os.read(terminal, 1 << 16)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_reader_ends_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     process = subprocess.Popen(command(arguments("r", **SHORT)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None

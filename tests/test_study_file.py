@@ -94,12 +94,14 @@ def test_a_study_that_another_program_holds_is_waited_for_and_told_once(
     assert Search(config(), tmp_path / "study.db").records == search.records
 
 
+@pytest.mark.slow
 def test_sqlites_own_patience_of_five_seconds_is_not_the_sweeps(tmp_path: Path) -> None:
     search = Search(config(), tmp_path / "study.db")
     with held(tmp_path / "study.db", "BEGIN IMMEDIATE", seconds=7):
         assert search.ask() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", HOLDS)
 def test_a_study_that_stays_held_halts_the_sweep_and_it_goes_on_later(
     arguments: Callable[..., list[str]],
@@ -272,6 +274,7 @@ def test_a_study_that_goes_while_the_sweep_runs_halts_it(
     assert code == 2, printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["50%20off", "what?x=1", "a#b", "c:d", "file:x?mode=memory&uri=true", "%41"])
 def test_a_folders_name_is_no_address(arguments: Callable[..., list[str]], tmp_path: Path, name: str) -> None:
     outputs = tmp_path / name

@@ -257,6 +257,7 @@ def test_quiet_prints_the_result_alone(sweep: Run, tmp_path: Path) -> None:
     assert "best 0000" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_notebooks_recipe_starts_and_trains_on_a_cpu(tmp_path: Path) -> None:
     from sweep.run import main
 

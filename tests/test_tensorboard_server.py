@@ -191,6 +191,7 @@ def test_ctrl_c_ends_a_sweep_whose_tensorboard_hangs(start: Start, tmp_path: Pat
     wait_for(lambda: over(server), seconds=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["Ctrl-C", pytest.param("server", marks=SLOW), pytest.param("terminal", marks=SLOW)])
 def test_on_a_terminal_the_server_outlasts_the_trials_until_somebody_ends_it(
     arguments: Callable[..., list[str]], tmp_path: Path, end: str

@@ -108,6 +108,7 @@ def test_a_disk_that_is_full_interrupts_a_trial_and_does_not_fail_it(tmp_path: P
     trial.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", range(0, 30, 6))
 def test_an_interruption_during_a_write_to_the_study_waits_for_it_and_locks_nothing(trial: Trial, write: int) -> None:
     search = Search(trial.base, trial.workplace.root / "study.db")
@@ -177,6 +178,7 @@ def fail_from_another() -> None:
         raise ValueError("the cause\n  in detail\nin three lines") from error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fail", "line"),
     [
@@ -196,6 +198,7 @@ def test_an_error_in_another_process_is_told_by_its_cause(fail: Callable[[], obj
     assert one_line(fallen(fail)).startswith(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fail", "words"),
     [

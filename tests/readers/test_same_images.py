@@ -111,6 +111,7 @@ def test_images_of_another_renderer_are_read_and_are_the_same_for_a_seed(tmp_pat
         assert {Path(name).suffix for name in written} == {".png", ".jpg"}
 
 
+@pytest.mark.slow
 def test_each_form_gives_the_same_pools_bit_for_bit(tmp_path: Path, captchas: Images) -> None:
     pools = []
     for number, form in enumerate(FORMS):

@@ -64,6 +64,7 @@ def _run_until(place: str, words: list[str]) -> None:
 SLOW = [pytest.param(place, marks=pytest.mark.slow) for place in ("Search._tell_end", "Reporter.ended", "Trial.close")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["end_session", *SLOW])
 def test_a_sweep_killed_as_a_trial_is_stopped_lacks_nothing(whole: Path, tmp_path: Path, place: str) -> None:
     process = FORKS.Process(target=_run_until, args=(place, arguments(tmp_path)))
