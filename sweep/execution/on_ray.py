@@ -44,6 +44,9 @@ _NODE_DIED, _LOW_MEMORY, _PROCESS_ENDED = "its node has died", "running low on m
 _NODE_ENDS = "its node is about to end"
 
 
+MakeTrial = Callable[[TrialRecord], Trial]
+
+
 class NodeEnds(Exception):
     """Raised by a trial in place of its next epoch, because its node is drained: shut down after a notice."""
 
@@ -52,8 +55,8 @@ class RayTrial(tune.Trainable):
     """Adapts `Trial` to Ray Tune's class API: `step` trains one epoch, `cleanup` closes the trial. `step` also creates
     the trial, because Tune hangs if the reset of a reused actor fails."""
 
-    sweep: SweepConfig  # these are class attributes of the subclass that `run` makes
-    workplace: Workplace
+    make_trial: MakeTrial  # these are class attributes of the subclass that `run` makes
+    gpus: float
     joined: bool
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -65,8 +68,8 @@ class RayTrial(tune.Trainable):
             self.cleanup()
             raise NodeEnds(_NODE_ENDS)
         if self.trial is None:
-            keep_to_share(self.workplace.gpus)
-            self.trial = Trial(self.sweep, self.workplace, TrialRecord(**self.config["record"]))
+            keep_to_share(self.gpus)
+            self.trial = self.make_trial(TrialRecord(**self.config["record"]))
         # In a tuple: Tune flattens dictionaries in dictionaries.
         return {"result": (self.trial.step(),), "node": node}
 
@@ -176,6 +179,7 @@ def _loss(reason: str, node_is_lost: bool) -> tuple[str, dict[str, bool]]:
 
 def run(
     search: Search,
+    make_trial: MakeTrial,
     config: SweepConfig,
     workplace: Workplace,
     allotment: Allotment,
@@ -185,14 +189,14 @@ def run(
     give_up: Callable[[str], None],
 ) -> None:
     """Runs trials until all are final. Returns early after Ctrl-C or SIGTERM and when Ray is lost, with trials still
-    unfinished in `search`. If Ray is lost while the main thread is blocked inside Ray's C++, another thread calls
-    `give_up` with the reason."""
+    unfinished in `search`. `make_trial` is pickled and called in the trials' processes. If Ray is lost while the main
+    thread is blocked inside Ray's C++, another thread calls `give_up` with the reason."""
     try:
         cluster.wait()
         with cluster.watched(give_up), passed_to_tune():
             # Not `tune.with_parameters`, which puts its values into Ray's object store: when the raylet disconnects,
             # Ray's C++ tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
-            attributes = {"sweep": config, "workplace": workplace, "joined": cluster.joined}
+            attributes = {"make_trial": staticmethod(make_trial), "gpus": allotment.gpus, "joined": cluster.joined}
             trainable = type("SweepsTrial", (RayTrial,), attributes)
             decisions = _Decisions(search, cluster, partial(cut_pool, config, workplace.pools))
             suggestions = _Suggestions(search, width, allotment, members)

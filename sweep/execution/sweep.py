@@ -222,12 +222,13 @@ class Sweep:
         width = Width(
             self.workplace.root, search, terminal, self.allotment.at_once, config.search.max_concurrent == "auto"
         )
+        make_trial = partial(Trial, config, self.workplace)
         width.at_once()  # reads want.yaml, which may ask for more trials than have ended
         if search.exhausted:
             terminal.say("nothing is left to do: all trials of this sweep have ended", at=0)
         elif self.cluster is None:
             with bus_error.answered(self._give_up_without_image):
-                in_process.run(search, lambda record: Trial(config, self.workplace, record), width.at_once)
+                in_process.run(search, make_trial, width.at_once)
         else:
             from sweep.execution import nodes, on_ray  # imports Ray, which --local does without
 
@@ -238,7 +239,9 @@ class Sweep:
             if self.cluster.joined:
                 needs = nodes.Needs(config, self.workplace.root, images, exchange)
                 members = nodes.Members(needs, self.nodes, partial(terminal.say, at=0))
-            on_ray.run(search, config, self.workplace, self.allotment, width, self.cluster, members, self._give_up)
+            on_ray.run(
+                search, make_trial, config, self.workplace, self.allotment, width, self.cluster, members, self._give_up
+            )
 
     def _give_up_without_image(self) -> None:
         cut = None
