@@ -32,7 +32,7 @@ from model.data.image_facts import Facts
 from model.data.pool_file import SPLITS, PoolSpec, Shape, Split, label_type, open_pool
 from model.data.preparation import pixel_digest, prepare
 from model.data.readers import recognise
-from model.data.readers.row import Reader
+from model.data.readers.row import Reader, Row
 from model.data.splits import assign
 from model.data.workers import Progress, in_workers, refuse_unguarded_script
 from model.system.files import replace_file
@@ -42,7 +42,7 @@ TimeSteps = Callable[[int], int]  # width of an image in pixels → T
 _VERSION = 1  # of the preparation; another gives other pools
 _CHUNK = 200  # images of a worker's task
 _BLOCK = 500  # images that are copied to a pool at once
-_SAMPLE = 2_000  # images whose sizes decide about the widths
+_SAMPLE = 1_000  # images whose sizes decide about the widths
 _NAMED = 10  # names in the table of what can't be used
 _WORTH_A_POOL = 1.1  # pixels without a further width over those with it
 _MOST_BYTES = 2**28  # of an encoded image
@@ -119,6 +119,11 @@ def catalog_path(digest: str, folder: Path) -> Path:
     return folder / f"images-{digest}.sqlite"
 
 
+def _kept_in(seen: str) -> str:
+    """The name of the file that keeps what a look has found. `seen` is a hash of what it has looked at."""
+    return f"images-{seen}.json"
+
+
 class Look:
     """A look at all images of a config, which converts them into pools in `folder` unless `keep` is false.
 
@@ -146,6 +151,7 @@ class Look:
         self._workers, self._progress = workers, progress
         self._limits, self._bad_images, self._keep = dict(limits or {}), bad_images, keep
         self._reader = recognise(config.images)
+        self._seen = ""
 
     def facts(self) -> Facts:
         """What is found in the images. Decodes them only if no earlier look has done so, or its pools are gone.
@@ -155,20 +161,28 @@ class Look:
         refuse_unguarded_script()
         if not self._keep:
             return self.convert()
-        seen = self.seen()
-        if (facts := self.known(seen)) is not None:
+        if (facts := self._kept()) is not None:
             return facts
         self._folder.mkdir(parents=True, exist_ok=True)
         with locked(self._folder):
-            if (facts := self.known(seen)) is None:  # perhaps another sweep has converted them meanwhile
+            if (facts := self._kept()) is None:  # perhaps another sweep has converted them meanwhile
                 remove_leftovers(self._folder)
                 facts = self.convert()
-                replace_file(self._folder / seen, json.dumps(facts.as_json()).encode())
-                share(self._folder / seen, self._folder)
+                file = self._folder / _kept_in(self._seen)
+                replace_file(file, json.dumps(facts.as_json()).encode())
+                share(file, self._folder)
         return facts
 
-    def seen(self) -> str:
-        """The name of the file that keeps what was found: it has a hash of all that can be seen without decoding."""
+    def _kept(self) -> Facts | None:
+        """What an earlier look has found, if its pools are there. Reads the list of images only if a look has been."""
+        if not any(self._folder.glob(_kept_in("*"))):
+            return None
+        for _ in self._rows():
+            pass
+        return self._known(_kept_in(self._seen))
+
+    def _rows(self) -> Iterator[Row]:
+        """All rows of the reader. At their end, `_seen` is a hash of all that can be seen without decoding."""
         section = self._section.model_dump(mode="json", exclude={"bad", "digest", "longest_text"})
         steps = None if self._steps is None else [self._steps(width) for width in range(8, 4096, 8)]
         seed = self._config.data.seed
@@ -177,12 +191,12 @@ class Look:
         for row in self._reader.rows():
             found = (row.name, row.text, row.split, row.group, row.size, row.changed, row.problem)
             digest.update(repr(found).encode("utf-8", "surrogatepass"))
-        return f"images-{digest.hexdigest()[:32]}.json"
+            yield row
+        self._seen = digest.hexdigest()[:32]
 
-    def known(self, seen: str) -> Facts | None:
-        """What an earlier look has found, if its pools are there."""
+    def _known(self, file: str) -> Facts | None:
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            facts = Facts.from_json(json.loads((self._folder / seen).read_bytes()))
+            facts = Facts.from_json(json.loads((self._folder / file).read_bytes()))
             source = OwnImages(self._config.model_copy(update=fitted_sections(self._config, facts)))
             specs = [spec for split in SPLITS for spec in source.specs(split)]
             if _refusal(facts, self._section.bad) is None and all(open_pool(spec, self._folder) for spec in specs):
@@ -225,7 +239,7 @@ class Look:
         """Fills the catalog with the reader's rows."""
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            for row in self._reader.rows():
+            for row in self._rows():
                 text = unicodedata.normalize("NFC", row.text)
                 problem = row.problem or _problem(text, row.size)
                 yield row.name, text, text != row.text, row.split, row.group, problem

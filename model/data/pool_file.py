@@ -149,7 +149,7 @@ def write(
     for (kind, size), values in zip(shape.arrays, (widths, labels, np.frombuffer(images, np.uint8)), strict=True):
         one = np.dtype(kind).itemsize * math.prod(size[1:])
         file.seek(offset + place * one)
-        file.write(np.asarray(values, kind).tobytes())
+        file.write(np.ascontiguousarray(values, kind).data)
         offset += size[0] * one
 
 
