@@ -6,7 +6,8 @@ What came out with one trial at a learning rate of 6e-3 with one cycle, on image
 2,000 codes of 3 to 6 of 32 characters, 48 epochs: 2.9 % of 204 validation texts wrong; the plateau was left in the
 twelfth epoch. 5,000 words of 3 to 12 letters of 52, 20 epochs: 7.6 % of 499. 300 codes, 100 epochs: nothing is read in
 validation, while 89 % of the training texts are; with strong augmentation nothing is read at all; with `network.init`
-from drawn captchas of the same characters, 3 % of 31 texts are wrong.
+from drawn captchas of the same characters, 3 % of 31 texts are wrong. 12,000 lines of 2 to 6 of 3,000 characters, of
+which each is there a dozen times: nothing is read after 16 epochs, nor after 9 at 1.5e-3 with an LSTM of 128.
 """
 
 import math
