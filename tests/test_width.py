@@ -10,8 +10,8 @@ from sweep.execution.width import Width
 from sweep.run import main
 from sweep.search.search import Search
 from sweep.terminal.terminal import Terminal
-from tests.processes import Start, StartLocal, resume_local, wait_for
-from tests.results import leaderboard
+from tests.processes import Start, StartLocal, resume_local, saved, wait_for
+from tests.results import assert_curves_without_scars, leaderboard
 
 LONG = {"training.epochs": 40, "search.trials": 2, "search.early_stopping": "none"}
 
@@ -35,6 +35,30 @@ def test_a_running_sweep_is_widened_and_narrowed_again(local: StartLocal, tmp_pa
     wait_for(lambda: "want.yaml: 3 trials, as many at once as before" in sweep.output.read_text())
     time.sleep(0.5)
     assert begun(root) == ["0000", "0001", "0002"]
+
+
+@pytest.mark.parametrize(
+    ("executor", "epochs"),
+    [pytest.param("--local", 30, id="local"), pytest.param("--verbose", 120, marks=pytest.mark.slow, id="Ray")],
+)
+def test_a_narrowed_sweep_pauses_the_latest_trials_and_goes_on_with_them(
+    start: Start, tmp_path: Path, executor: str, epochs: int
+) -> None:
+    root, log = tmp_path / "r", tmp_path / "r" / "sweep.log"
+    settings = {"training.epochs": epochs, "search.trials": 3, "search.max_concurrent": 3, "data.train_images": 96}
+    sweep = start("r", executor, "--set=resources.cpus=0.5", **{**LONG, **settings})
+    wait_for(lambda: len({path.parent for path in saved(root, 1)}) == 3)
+    want(root, "at_once: 1")
+    wait_for(lambda: log.read_text().count("pauses after epoch") == 2)
+    newest = max(int(path.stem.removeprefix("epoch_")) for path in saved(root, 1, "0000_*"))
+    wait_for(lambda: saved(root, newest + 2, "0000_*"))
+    assert "goes on after epoch" not in log.read_text()
+    (root / "want.yaml").unlink()
+    code, printed = sweep.wait()
+    assert code == 0, printed
+    assert [printed.count(f"000{number} goes on after epoch") for number in range(3)] == [0, 1, 1]
+    assert [row["state"] for row in leaderboard(root)] == ["completed"] * 3
+    assert_curves_without_scars(root)
 
 
 def test_a_sweep_that_has_ended_goes_on_with_as_many_trials_as_want_yaml_says(

@@ -142,6 +142,8 @@ class _Decisions(_HasSearch, FIFOScheduler):
         with held_back():
             self._places[_record(trial)["number"]] = result["node"]
             go_on = self._search.report(_record(trial)["number"], result["result"][0])
+        if not go_on:  # Tune may keep the process, which would hold the trial's lock and memory
+            trial.temporary_state.ray_actor.cleanup.remote()
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:

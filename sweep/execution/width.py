@@ -11,8 +11,8 @@ from sweep.terminal.terminal import Terminal
 class Width:
     """Widens or narrows a running sweep as the file want.yaml in its folder asks, which is read whenever it changes.
 
-    Without the file, at most `at_once` trials run at once, and with `grows` as many more as a cluster gains room for. A
-    narrowed sweep ends no trial: it starts no other until enough have ended.
+    Without the file, at most `at_once` trials run at once, and with `grows` as many more as a cluster gains room for.
+    In a narrowed sweep, the trials that started last pause after their epoch and go on when others have ended.
     """
 
     def __init__(self, root: Path, search: Search, terminal: Terminal, at_once: int, grows: bool = False) -> None:
@@ -45,6 +45,6 @@ class Width:
         except ConfigError as error:
             self._terminal.say(f"{error}; the sweep goes on as before", at=0)
             return
-        self._search.resize(self._want.trials)
+        self._search.resize(self._want.trials, self._want.at_once)
         running = "as many at once as before" if (most := self._want.at_once) is None else f"at most {most} at once"
         self._terminal.resized(self._search, f"{WANT}: {self._search.trials} trials, {running}")

@@ -165,9 +165,10 @@ class Search:
                 ]
             )
 
-    def resize(self, trials: int | None) -> None:
+    def resize(self, trials: int | None, at_once: int | None = None) -> None:
         """Sets how many trials to search, `search.trials` for None: at most the points of the space, and no fewer than
-        there are already."""
+        there are already. If more than `at_once` run, those that started last pause after their epoch."""
+        self._at_once = at_once
         wanted = trial_count(self.config.model_copy(update={"trials": trials or self.config.trials}))
         self.trials = max(wanted, self._searched)
 
@@ -353,6 +354,10 @@ class Search:
             return False
         if self.halted:
             self._release(replace(record, state="interrupted"))
+            return False
+        if self._at_once is not None and number in list(self._live)[self._at_once :]:
+            self._release(record)
+            self._again.append(number)
             return False
         return True
 

@@ -157,6 +157,8 @@ class Terminal:
         if record.error is not None:
             later = "" if record.state == "interrupted" else "; will be tried again"
             self.say(f"  {record.number:04d} ", (record.error, "red"), later)
+        elif record.state == "running":
+            self.say(f"  {record.number:04d} pauses after epoch {record.epochs}")
         self._refresh()
 
     def reported(self, record: TrialRecord) -> None:
