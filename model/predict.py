@@ -6,9 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from model.reading.recognizer import Recognizer, image_files
 from model.system.files import reason
 from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
@@ -21,6 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a sweep's best.pt")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     options = parser.parse_args(arguments)
+    # Imported here: it takes seconds, in which Ctrl-C may come.
+    import torch
+
+    from model.reading.recognizer import Recognizer, image_files
+
     failures: list[str] = []
 
     def failed(sentence: str) -> None:

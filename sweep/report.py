@@ -8,16 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.system.interruption import interruptible
 from model.system.streams import forgiving_streams
 from sweep.config import ConfigError, layout, load
 from sweep.config.workplace import Workplace
-from sweep.search.search import Search
-from sweep.verdict.comparison import Comparison
-from sweep.verdict.page import is_writable, write_page
-from sweep.verdict.verdict import Verdict
 from sweep.wording import faults
+
+if TYPE_CHECKING:
+    from sweep.verdict.verdict import Verdict
 
 
 @forgiving_streams()
@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, runs/NAME")
     parser.add_argument("other", type=Path, metavar="OTHER", nargs="?", help="another one, to compare with")
     options = parser.parse_args(arguments)
+    # Imported here, as below: it takes seconds, in which Ctrl-C may come.
+    from sweep.verdict.comparison import Comparison
+    from sweep.verdict.page import is_writable, write_page
+
     try:
         verdict = _verdict("FOLDER", options.folder)
         if options.other is None:
@@ -50,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _verdict(argument: str, root: Path) -> Verdict:
+def _verdict(argument: str, root: Path) -> "Verdict":
     """The verdict on the sweep in a folder, which is opened read-only. Raises ConfigError."""
+    from sweep.search.search import Search
+    from sweep.verdict.verdict import Verdict
+
     layout.require(argument, root)
     missing = [name for name in ("sweep.yaml", "study.db") if not (root / name).is_file()]
     if missing:

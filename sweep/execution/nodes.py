@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ class Look:
             return [_node(found, answer) for found, answer in zip(self._found, answers, strict=True)]
         finally:
             for name in (self._mark, *self._names):
-                (self._there / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self._there / name).unlink()
 
 
 class Members:
@@ -133,8 +135,9 @@ class Members:
         there = alive()
         now = time.monotonic()
         if joined := [found for found in there if self._is_due(found["NodeID"], now)]:
-            self._looks.append(self._needs.look(joined))
             self._again |= {found["NodeID"]: now + _AGAIN for found in joined}
+            with suppress(OSError):  # as on a full disk
+                self._looks.append(self._needs.look(joined))
         for look in [look for look in self._looks if look.is_over()]:
             self._looks.remove(look)
             for found in look.nodes():
