@@ -3,18 +3,22 @@
 import csv
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from model.data.own_images import Look
 from model.predict import main as predict
-from sweep.config import load
+from sweep.config import derived, load
 from sweep.report import main as report
 from sweep.run import main
+from tests.conftest import REPOSITORY
 from tests.processes import Sweep, sets, title, wait_for
 from tests.test_own_images import draw
 
+OWN_IMAGES = REPOSITORY / "configs" / "own_images.yaml"
 QUICK = {
     "network.channels": [8, 8],
     "network.encoder.size": 16,
@@ -62,6 +66,20 @@ def test_what_follows_from_the_images_is_in_its_config(swept: tuple[Path, Path])
     assert config.data.train_images + config.data.valid_images + config.data.test_images == 150
     assert config.time_steps >= 5 * 6
     assert config.training.epochs == 2  # given, not chosen
+
+
+def test_epochs_are_chosen_by_the_images_and_their_alphabet(swept: tuple[Path, Path]) -> None:
+    config = load(OWN_IMAGES, {"images.path": str(swept[1])})
+    found = Look(config, swept[0], 1, lambda done, total: None, keep=False).facts()
+
+    def epochs(images: int, characters: int) -> int:
+        settings = {**found.settings, "characters": "".join(chr(0x4E00 + number) for number in range(characters))}
+        facts = replace(found, counts={**found.counts, "train": images}, settings=settings)
+        return int(derived.values(config, facts)["training.epochs"])
+
+    assert [epochs(4_800, characters) for characters in (10, 32, 128)] == [16, 16, 32]
+    assert [epochs(24_000, characters) for characters in (32, 3_000)] == [4, 31]
+    assert epochs(300, 62) == 100
 
 
 def test_it_ends_with_a_confirmed_winner_pictures_and_a_report(swept: tuple[Path, Path]) -> None:

@@ -23,7 +23,7 @@ from sweep.config.errors import ConfigError, sentences
 from sweep.config.sweep import SweepConfig
 
 _BATCH = 32
-_STEPS = 2400  # training steps of a trial
+_STEPS, _CHARACTERS = 2400, 32  # training steps of a trial, for so many characters or fewer
 _EPOCHS = (4, 100)
 
 
@@ -44,11 +44,13 @@ def _batch_size(config: SweepConfig, facts: Facts) -> int:
 
 
 def _epochs(config: SweepConfig, facts: Facts) -> int:
+    """The plateau lasts longer with more characters: the steps grow with the square root of their number."""
     batch = (
         config.training.batch_size if "batch_size" in config.training.model_fields_set else _batch_size(config, facts)
     )
     least, most = _EPOCHS
-    return max(least, min(most, math.ceil(_STEPS / max(1, facts.counts["train"] // batch))))
+    steps = _STEPS * math.sqrt(max(1, len(facts.settings["characters"]) / _CHARACTERS))
+    return max(least, min(most, math.ceil(steps / max(1, facts.counts["train"] // batch))))
 
 
 def _grace_epochs(config: SweepConfig, facts: Facts) -> int:
