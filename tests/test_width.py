@@ -38,15 +38,15 @@ def test_a_running_sweep_is_widened_and_narrowed_again(local: StartLocal, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("executor", "epochs"),
-    [pytest.param("--local", 30, id="local"), pytest.param("--verbose", 120, marks=pytest.mark.slow, id="Ray")],
+    ("fixture", "epochs"),
+    [pytest.param("local", 30, id="local"), pytest.param("start", 120, marks=pytest.mark.slow, id="Ray")],
 )
 def test_a_narrowed_sweep_pauses_the_latest_trials_and_goes_on_with_them(
-    start: Start, tmp_path: Path, executor: str, epochs: int
+    request: pytest.FixtureRequest, tmp_path: Path, fixture: str, epochs: int
 ) -> None:
     root, log = tmp_path / "r", tmp_path / "r" / "sweep.log"
     settings = {"training.epochs": epochs, "search.trials": 3, "search.max_concurrent": 3, "data.train_images": 96}
-    sweep = start("r", executor, "--set=resources.cpus=0.5", **{**LONG, **settings})
+    sweep = request.getfixturevalue(fixture)("r", "--set=resources.cpus=0.5", **{**LONG, **settings})
     wait_for(lambda: len({path.parent for path in saved(root, 1)}) == 3)
     want(root, "at_once: 1")
     wait_for(lambda: log.read_text().count("pauses after epoch") == 2)
