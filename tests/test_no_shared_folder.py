@@ -18,7 +18,7 @@ from sweep.execution.trial_copy import TrialCopy
 from sweep.search.records import TrialRecord
 from tests.processes import Start, StartLocal, wait_for
 from tests.results import assert_curves_without_scars, assert_nothing_left_over, curves, leaderboard
-from tests.test_clusters import Cluster, home, own_cluster, put_into_variable  # noqa: F401, fixtures
+from tests.test_clusters import Cluster, hiding, home, own_cluster, put_into_variable  # noqa: F401, fixtures
 from tests.test_storage import Server, assert_equal, server  # noqa: F401, fixtures
 
 FEW = {
@@ -41,8 +41,7 @@ def test_without_a_shared_folder_trials_go_on_elsewhere_and_the_folder_equals_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     put_into_variable(home, monkeypatch)
-    hide = f'mount -t tmpfs none {tmp_path} && exec "$@"'
-    lost = own_cluster.add_node(before=("unshare", "--mount", "sh", "-c", hide, "sh"))
+    lost = own_cluster.add_node(before=hiding(tmp_path))
     root = tmp_path / "apart"
     sweep = start("apart", "--address", own_cluster.address, "--storage", server.uri("apart"), **FEW)
     wait_for(lambda: len({name.split("/")[1] for name in server.names("apart") if "/epoch_" in name}) == 2)
