@@ -163,7 +163,7 @@ class Verdict:
             return ""
         trials = "All trials" if len(found) == len(self.scored) else listed(found)
         return (
-            f"{trials} never left CTC's all-blank plateau: at the end nothing is read in most images. Higher "
+            f"{trials} stayed on CTC's all-blank plateau: at the end nothing is read in most images. Higher "
             "learning rates, more epochs or more time steps for each character lead off it."
         )
 
