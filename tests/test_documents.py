@@ -80,7 +80,7 @@ NOT_RUN = {
     r"\.venv/bin/pip install -q pre-commit .*": "it installs Git hooks, from the network; a test compares them with CI",
     r"uv venv && uv pip install -e '\.\[test\]'": "uv is another program; the package and its extra are pip's",
     r"uv run python -m sweep\.run": "test_ray_cluster.py runs it",
-    r"\.venv/bin/python -m tests\.many_nodes .*": "test_many_nodes.py runs it, with fewer trials",
+    r"python -m tests\.many_nodes .*": "test_many_nodes.py runs it, with fewer trials",
     r"nvidia-cuda-mps-control -d": "it takes an NVIDIA driver",
     r"echo quit \| nvidia-cuda-mps-control": "it takes an NVIDIA driver",
 }
