@@ -49,7 +49,7 @@ class Catalog:
             self.database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
     def all(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        yield from self.database.execute(query, values)
+        return self.database.execute(query, values)
 
     def one(self, query: str, *values: Any) -> Any:
         """The first column of the query's only row."""

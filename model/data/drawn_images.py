@@ -11,7 +11,7 @@ from model.data.alphabet import Alphabet
 from model.data.cache import written
 from model.data.captchas import determinants, render
 from model.data.pool_file import PoolSpec, Shape, Split, label_type
-from model.data.workers import Progress, in_workers
+from model.data.workers import Progress, Workers
 
 _CHUNK = 500  # images that a worker renders per task
 
@@ -33,13 +33,14 @@ class DrawnImages:
         total, done = sum(spec.count for spec in missing), 0
         progress(0, total)
         shapes = {spec: self._shape(spec.count) for spec in missing}
-        with written(shapes, folder) as paths:
+        with written(shapes, folder) as paths, Workers(workers) as processes:
             tasks = [
                 (self, paths[spec], spec.split, shapes[spec], start, min(start + _CHUNK, spec.count))
                 for spec in missing
                 for start in range(0, spec.count, _CHUNK)
             ]
-            for rendered in in_workers(DrawnImages.render_chunk, tasks, min(workers, len(tasks))):
+            processes.start(len(tasks))
+            for rendered in processes.results(DrawnImages.render_chunk, tasks):
                 done += rendered
                 progress(done, total)
 

@@ -7,9 +7,7 @@ however they are stored.
 """
 
 import hashlib
-import io
 import json
-import os
 import sqlite3
 import unicodedata
 from collections import Counter
@@ -24,22 +22,22 @@ import numpy as np
 
 from model.config import ImagesConfig, TrialConfig, shown
 from model.config.images import unprintable
-from model.data import image_files, pool_file
+from model.data import conversion
 from model.data.alphabet import Alphabet
 from model.data.cache import locked, remove_leftovers, share, temporary, written
 from model.data.catalog import Catalog
+from model.data.conversion import Spool
 from model.data.image_facts import Facts
 from model.data.pool_file import SPLITS, PoolSpec, Shape, Split, label_type, open_pool
-from model.data.preparation import pixel_digest, prepare
 from model.data.readers import recognise
-from model.data.readers.row import Reader, Row
+from model.data.readers.row import Row
 from model.data.splits import assign
-from model.data.workers import Progress, in_workers, refuse_unguarded_script
+from model.data.workers import Progress, Workers, refuse_unguarded_script
 from model.system.files import replace_file
 
 TimeSteps = Callable[[int], int]  # width of an image in pixels → T
 
-_VERSION = 1  # of the preparation; another gives other pools
+_VERSION = 2  # of the preparation; another gives other pools
 _CHUNK = 200  # images of a worker's task
 _BLOCK = 500  # images that are copied to a pool at once
 _SAMPLE = 1_000  # images whose sizes decide about the widths
@@ -92,9 +90,13 @@ class OwnImages:
 
     def file_bytes(self, split: Split) -> int:
         """The most that the split's pools take on the disk."""
-        section, count = self._section, self._config.data.count(split)
+        return self.shape(self._config.data.count(split), self._section.widest).file_bytes
+
+    def shape(self, count: int, width: int) -> Shape:
+        """The sizes of a pool with so many images of this width."""
+        section = self._section
         kind = label_type(Alphabet(section.characters).classes)
-        return Shape(count, section.channels, section.height, section.widest, section.longest, kind).file_bytes
+        return Shape(count, section.channels, section.height, width, section.longest, kind)
 
     def findings(self, folder: Path, bad_images: Path) -> list[str]:
         """What was found in the images. Writes those that are left out to the file `bad_images`, if there are any.
@@ -206,12 +208,13 @@ class Look:
     def convert(self) -> Facts:
         """Decodes all images, and with `keep` writes the pools and the catalog. Raises Unusable."""
         catalog_file = temporary(self._folder, "images-catalog")
-        spool = temporary(self._folder, "images-spool") if self._keep else None
+        spool_file = temporary(self._folder, "images-spool")
         try:
-            with closing(Catalog(catalog_file, new=True)) as catalog:
-                self._list(catalog)
-                section = self._with_widths(catalog)
-                self._decode(catalog, section, spool)
+            with closing(Catalog(catalog_file, new=True)) as catalog, Workers(self._workers) as workers:
+                self._list(catalog, workers)
+                section = self._with_widths(catalog, workers)
+                spool = Spool(spool_file, section.channels * section.height * section.widest) if self._keep else None
+                self._decode(catalog, section, spool, workers)
                 characters, pooling = self._judge(catalog, section)
                 facts = self._counted(catalog, section, characters, pooling)
                 refusal = _refusal(facts, section.bad)
@@ -222,24 +225,25 @@ class Look:
                 if refusal is not None:
                     raise Unusable(refusal, facts)
                 if spool is not None:
-                    self._write_pools(catalog, section, facts, spool)
+                    self._write_pools(catalog, facts, spool, workers)
                     final = catalog_path(facts.settings["digest"], self._folder)
                     catalog.set_facts(facts.as_json())
                     catalog.commit()
-            if spool is not None:
+            if self._keep:
                 share(catalog_file, self._folder)
                 catalog_file.replace(final)
             return facts
         finally:
-            for path in (catalog_file, spool):
-                if path is not None:
-                    path.unlink(missing_ok=True)
+            for path in (catalog_file, spool_file):
+                path.unlink(missing_ok=True)
 
-    def _list(self, catalog: Catalog) -> None:
-        """Fills the catalog with the reader's rows."""
+    def _list(self, catalog: Catalog, workers: Workers) -> None:
+        """Fills the catalog with the reader's rows. Starts the workers as soon as there is work for all of them."""
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            for row in self._rows():
+            for number, row in enumerate(self._rows()):
+                if number == self._workers * _CHUNK:
+                    workers.start(self._workers)
                 text = unicodedata.normalize("NFC", row.text)
                 problem = row.problem or _problem(text, row.size)
                 yield row.name, text, text != row.text, row.split, row.group, problem
@@ -249,39 +253,35 @@ class Look:
         )
         several = "SELECT name FROM images WHERE problem IS NULL GROUP BY name HAVING COUNT(DISTINCT text) > 1"
         catalog.condemn(_CONFLICT, f"name IN ({several})")
+        workers.start(-(-catalog.one("SELECT COUNT(*) FROM images WHERE problem IS NULL") // _CHUNK))
 
-    def _with_widths(self, catalog: Catalog) -> ImagesConfig:
+    def _with_widths(self, catalog: Catalog, workers: Workers) -> ImagesConfig:
         """The section with widths, which `auto` takes from the sizes of a sample."""
         section = self._section
         if section.widths != "auto":
             return section
         usable = catalog.one("SELECT COUNT(*) FROM images WHERE problem IS NULL")
         step = max(1, -(-usable // _SAMPLE))
-        query = f"SELECT name FROM images WHERE problem IS NULL AND position % {step} = 0"
-        names = [name for (name,) in catalog.all(query)]
+        names = catalog.all(f"SELECT name FROM images WHERE problem IS NULL AND position % {step} = 0")
         ratio_kept = section.model_copy(update={"fit": "pad"})
-        wanted = []
-        for data in self._reader.read(names):
-            with suppress(ValueError):
-                if not isinstance(data, str):
-                    wanted.append(ratio_kept.target_width(image_files.size_of(io.BytesIO(data))))
+        tasks = ((self._reader, ratio_kept, [name for (name,) in chunk]) for chunk in _chunks(names, _CHUNK))
+        wanted = [width for found in workers.results(conversion.target_widths, tasks) for width in found]
         return section.model_copy(update={"widths": choose_widths(wanted or [section.height], section.fit)})
 
-    def _decode(self, catalog: Catalog, section: ImagesConfig, spool: Path | None) -> None:
-        slot = section.channels * section.height * section.widest
+    def _decode(self, catalog: Catalog, section: ImagesConfig, spool: Spool | None, workers: Workers) -> None:
         if spool is not None:
-            spool.touch(exist_ok=False)
+            spool.path.touch(exist_ok=False)
 
         def tasks() -> Iterator[tuple[Any, ...]]:
             last = 0
             query = "SELECT position, name FROM images WHERE problem IS NULL AND position > ? ORDER BY position LIMIT ?"
             while chunk := list(catalog.all(query, last, _CHUNK)):
                 last = chunk[-1][0]
-                yield self._reader, section, spool, slot, chunk
+                yield self._reader, section, spool, *zip(*chunk, strict=True)
 
         done, rows = 0, catalog.one("SELECT COUNT(*) FROM images WHERE problem IS NULL")
         self._progress(0, rows)
-        for found in in_workers(_decode_chunk, tasks(), max(1, min(self._workers, -(-rows // _CHUNK)))):
+        for found in workers.results(conversion.decode, tasks()):
             catalog.change(
                 "UPDATE images SET problem = ?, original_width = ?, original_height = ?, digest = ?, width = ?, "
                 "padded = ?, squeezed = ? WHERE position = ?",
@@ -367,32 +367,29 @@ class Look:
             digest.update(f"{split}\0{text}\0".encode() + pixels)
         return digest.hexdigest()[:32]
 
-    def _write_pools(self, catalog: Catalog, section: ImagesConfig, facts: Facts, spool: Path) -> None:
-        fitted_config = self._config.model_copy(update=fitted_sections(self._config, facts))
-        source, alphabet = OwnImages(fitted_config), Alphabet(facts.settings["characters"])
-        longest, slot = facts.settings["longest_text"], section.channels * section.height * section.widest
-        shapes, kind = {}, label_type(alphabet.classes)
-        for split in SPLITS:
-            for spec in source.specs(split):
-                count = catalog.one(
-                    "SELECT COUNT(*) FROM images WHERE place NOT NULL AND split = ? AND padded = ?", split, spec.width
-                )
-                shapes[spec] = Shape(count, section.channels, section.height, spec.width, longest, kind)
+    def _write_pools(self, catalog: Catalog, facts: Facts, spool: Spool, workers: Workers) -> None:
+        source = OwnImages(self._config.model_copy(update=fitted_sections(self._config, facts)))
+        counts = Counter[tuple[str, int]]()
+        for split, width, count in catalog.all(
+            "SELECT split, padded, COUNT(*) FROM images WHERE place NOT NULL GROUP BY 1, 2"
+        ):
+            counts[split, width] = count
+        specs = [spec for split in SPLITS for spec in source.specs(split)]
+        shapes = {spec: source.shape(counts[spec.split, spec.width], spec.width) for spec in specs}
         query = (
             "SELECT position, text, width FROM images WHERE place NOT NULL AND split = ? AND padded = ? ORDER BY place"
         )
-        with spool.open("rb") as pixels, written(shapes, self._folder) as paths:
-            for spec, path in paths.items():
-                shape = shapes[spec]
-                size = shape.channels * shape.height * shape.width
-                with path.open("rb+") as file:
-                    rows, place = catalog.all(query, spec.split, spec.width), 0
-                    while block := list(islice(rows, _BLOCK)):
-                        positions, texts, widths = zip(*block, strict=True)
-                        labels = [alphabet.encode_padded(text, longest) for text in texts]
-                        images = [os.pread(pixels.fileno(), size, position * slot) for position in positions]
-                        pool_file.write(file, shape, place, widths, labels, b"".join(images))
-                        place += len(block)
+        with written(shapes, self._folder) as paths:
+
+            def tasks() -> Iterator[tuple[Any, ...]]:
+                for spec, path in paths.items():
+                    start = 0
+                    for block in _chunks(catalog.all(query, spec.split, spec.width), _BLOCK):
+                        yield spool, path, shapes[spec], facts.settings["characters"], start, block
+                        start += len(block)
+
+            for _ in workers.results(conversion.copy_to_pool, tasks()):
+                pass
 
 
 def fitted_sections(config: TrialConfig, facts: Facts) -> dict[str, Any]:
@@ -451,32 +448,9 @@ def choose_widths(wanted: list[int], fit: str) -> tuple[int, ...]:
     return next(chosen for chosen in best if pixels(chosen) <= _WORTH_A_POOL * pixels(best[-1]))
 
 
-def _decode_chunk(
-    reader: Reader, section: ImagesConfig, spool: Path | None, slot: int, chunk: list[tuple[int, str]]
-) -> list[tuple[Any, ...]]:
-    """Decodes some images and writes their pixels to the spool. Returns the values of their rows in the catalog."""
-    rows: list[tuple[Any, ...]] = []
-    file = None if spool is None else os.open(spool, os.O_WRONLY)
-    try:
-        for (position, _), data in zip(chunk, reader.read([name for _, name in chunk]), strict=True):
-            if isinstance(data, str):
-                rows.append((data, None, None, None, None, None, None, position))
-                continue
-            try:
-                image = image_files.decode(io.BytesIO(data), section.channels)
-            except ValueError as error:
-                rows.append((f"unreadable: {error}", None, None, None, None, None, None, position))
-                continue
-            prepared = prepare(image, section)
-            squeezed = section.target_width(image.size) > section.widest
-            padded = prepared.pixels.shape[2]
-            rows.append((None, *image.size, pixel_digest(image), prepared.width, padded, squeezed, position))
-            if file is not None:
-                os.pwrite(file, prepared.pixels.tobytes(), position * slot)
-    finally:
-        if file is not None:
-            os.close(file)
-    return rows
+def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
 
 
 _SIZES = {
@@ -500,11 +474,11 @@ def _problem(text: str, size: int) -> str | None:
 def _pooling(catalog: Catalog) -> int:
     """The pixels of a time step: the most with which 90 % of the texts get `_STEPS` steps for each character, and 99 %
     as many as they need."""
-    texts = "SELECT text, width FROM images WHERE problem IS NULL"
-    for_each = np.fromiter((width / len(text) for text, width in catalog.all(texts)), float)
-    for_need = np.fromiter((width / _needed(text) for text, width in catalog.all(texts)), float)
-    if not len(for_each):
+    texts = catalog.all("SELECT text, width FROM images WHERE problem IS NULL")
+    pixels = np.fromiter(((width / len(text), width / _needed(text)) for text, width in texts), (float, 2))
+    if not len(pixels):
         return 1
+    for_each, for_need = pixels.T
     most = min(float(_MOST_POOLING), float(np.quantile(for_each, 0.1)) / _STEPS, float(np.quantile(for_need, 0.01)))
     pooling = 1
     while 2 * pooling <= most:
@@ -529,6 +503,6 @@ def _reasons(catalog: Catalog, operator: str) -> dict[str, tuple[int, list[str]]
 
 def _count_characters(catalog: Catalog, where: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for (text,) in catalog.all(f"SELECT text FROM images WHERE {where}"):
-        counts.update(text)
+    for texts in _chunks(catalog.all(f"SELECT text FROM images WHERE {where}"), _BLOCK):
+        counts.update("".join(text for (text,) in texts))
     return dict(sorted(counts.items()))

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import spawn
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -30,36 +30,60 @@ def refuse_unguarded_script() -> None:
     spawn._check_not_importing_main()  # type: ignore[attr-defined]
 
 
-def in_workers(function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
-    """Yields `function(*task)` of each task as it is ready, computed by `workers` processes.
+class Workers:
+    """Up to `most` worker processes, which end with the context."""
 
-    Takes tasks only as workers need them. Raises BrokenProcessPool if a worker is killed.
-    """
-    tasks, others = iter(tasks), multiprocessing.active_children()
-    # Spawned, because the caller may have threads, with which forking is not safe.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_process)
-    # Starts all workers before the executor's manager thread: CPython fails if that thread notices a killed worker
-    # while another is being started.
-    executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
-    waiting: set[Future[Result]] = set()
-    try:
-        while True:
-            new = islice(tasks, workers * _AHEAD - len(waiting))
-            with _interrupts_waiting():  # the first task starts the workers
-                waiting |= {executor.submit(function, *task) for task in new}
-            if not waiting:
-                break
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        # A worker was killed. If another was starting at that moment, CPython 3.11 would wait for it for ever.
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.kill()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
+    def __init__(self, most: int) -> None:
+        self._most, self._count = max(1, most), 0
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        self._others = multiprocessing.active_children()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def start(self, tasks: int) -> None:
+        """Starts the processes, one for each of so many tasks if these are fewer, unless they run. Doesn't wait."""
+        if self._executor is not None:
+            return
+        self._count = min(self._most, max(1, tasks))
+        # Spawned, because the caller may have threads, with which forking is not safe.
+        executor = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), prepare_process)
+        # Starts all workers before the executor's manager thread: CPython fails if that thread notices a killed worker
+        # while another is being started.
+        executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
+        self._executor = executor
+        with _interrupts_waiting():
+            executor.submit(int)  # the first task starts the workers
+
+    def results(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        """Yields `function(*task)` of each task as it is ready.
+
+        Takes tasks only as workers need them. Starts all workers unless they run. Raises BrokenProcessPool if a worker
+        is killed.
+        """
+        tasks = iter(tasks)
+        self.start(self._most)
+        assert self._executor is not None
+        waiting: set[Future[Result]] = set()
+        try:
+            while True:
+                for task in islice(tasks, self._count * _AHEAD - len(waiting)):
+                    waiting.add(self._executor.submit(function, *task))
+                if not waiting:
+                    break
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            # A worker was killed. If another was starting at that moment, CPython 3.11 would wait for it for ever.
+            for process in multiprocessing.active_children():
+                if process not in self._others:
+                    process.kill()
+            raise
 
 
 @contextmanager

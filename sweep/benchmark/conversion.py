@@ -16,7 +16,7 @@ from PIL import Image
 from model.config import ImagesConfig, TrialConfig
 from model.data import own_images
 from model.data.readers import Reader, recognise
-from model.data.workers import another_main_module, in_workers
+from model.data.workers import Workers, another_main_module
 
 ROUNDS = 3
 _CHUNK = 200  # as in the conversion
@@ -74,8 +74,9 @@ class Conversion:
     def _decode_with_pillow(self, names: Sequence[str]) -> None:
         """Includes the start of the processes, as in the conversion."""
         chunks = ((self._reader, names[start : start + _CHUNK]) for start in range(0, len(names), _CHUNK))
-        for _ in in_workers(_decode_and_resize, chunks, self._workers):
-            pass
+        with Workers(self._workers) as workers:
+            for _ in workers.results(_decode_and_resize, chunks):
+                pass
 
 
 class _Time(NamedTuple):
