@@ -33,7 +33,7 @@ class DrawnImages:
         total, done = sum(spec.count for spec in missing), 0
         progress(0, total)
         shapes = {spec: self._shape(spec.count) for spec in missing}
-        with written(shapes, folder) as paths, Workers(workers) as processes:
+        with written(shapes, folder) as paths, Workers(workers, __name__) as processes:
             tasks = [
                 (self, paths[spec], spec.split, shapes[spec], start, min(start + _CHUNK, spec.count))
                 for spec in missing

@@ -210,7 +210,10 @@ class Look:
         catalog_file = temporary(self._folder, "images-catalog")
         spool_file = temporary(self._folder, "images-spool")
         try:
-            with closing(Catalog(catalog_file, new=True)) as catalog, Workers(self._workers) as workers:
+            with (
+                closing(Catalog(catalog_file, new=True)) as catalog,
+                Workers(self._workers, conversion.__name__) as workers,
+            ):
                 self._list(catalog, workers)
                 section = self._with_widths(catalog, workers)
                 spool = Spool(spool_file, section.channels * section.height * section.widest) if self._keep else None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import islice
 from multiprocessing import spawn
 from typing import Any, Self, TypeVar
@@ -31,10 +32,10 @@ def refuse_unguarded_script() -> None:
 
 
 class Workers:
-    """Up to `most` worker processes, which end with the context."""
+    """Up to `most` worker processes, which end with the context. They import `module` as they start."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._count = max(1, most), 0
+    def __init__(self, most: int, module: str) -> None:
+        self._most, self._module, self._count = max(1, most), module, 0
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
@@ -51,7 +52,7 @@ class Workers:
             return
         self._count = min(self._most, max(1, tasks))
         # Spawned, because the caller may have threads, with which forking is not safe.
-        executor = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), prepare_process)
+        executor = ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), _start, (self._module,))
         # Starts all workers before the executor's manager thread: CPython fails if that thread notices a killed worker
         # while another is being started.
         executor._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
@@ -110,6 +111,11 @@ def another_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _start(module: str) -> None:
+    prepare_process()
+    import_module(module)
 
 
 def prepare_process() -> None:

@@ -74,7 +74,7 @@ class Conversion:
     def _decode_with_pillow(self, names: Sequence[str]) -> None:
         """Includes the start of the processes, as in the conversion."""
         chunks = ((self._reader, names[start : start + _CHUNK]) for start in range(0, len(names), _CHUNK))
-        with Workers(self._workers) as workers:
+        with Workers(self._workers, __name__) as workers:
             for _ in workers.results(_decode_and_resize, chunks):
                 pass
 
