@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -265,6 +266,20 @@ def test_a_second_look_decodes_nothing_until_a_file_changes(tmp_path: Path, monk
     after, _ = seen(folder, tmp_path / "cache")
     assert len(calls) == 1
     assert after.settings["digest"] != before.settings["digest"]
+
+
+def test_few_images_start_no_more_processes_than_they_keep_busy(tmp_path: Path) -> None:
+    folder, counts = folder_of(CODES, tmp_path / "images"), set[int]()
+    before = set(multiprocessing.active_children())
+    (tmp_path / "cache").mkdir()
+
+    def progress(done: int, total: int) -> None:
+        counts.add(len(set(multiprocessing.active_children()) - before))
+
+    config = TrialConfig(images=ImagesConfig(path=str(folder)))
+    Look(config, tmp_path / "cache", 8, progress).facts()
+    assert counts == {1}
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_a_limit_takes_a_part_of_each_split(tmp_path: Path) -> None:
