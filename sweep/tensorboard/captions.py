@@ -11,7 +11,7 @@ import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import groupby
 from operator import itemgetter
@@ -169,6 +169,7 @@ def _picture(run: _Run) -> Image.Image:
     return picture
 
 
+@lru_cache(10_000)
 def _length(text: str, font: ImageFont.FreeTypeFont, right_to_left: bool) -> float:
     """The width in pixels of a line."""
     return font.getlength(text, direction=_direction_argument(font, right_to_left)) * _SIZE / font.size
@@ -193,9 +194,15 @@ def _font_of(cluster: str) -> ImageFont.FreeTypeFont:
             for path in _files():
                 if needed <= _characters(path) and (found := _opened(path)) is not None:
                     return found
-    default = ImageFont.load_default(_SIZE)
-    assert isinstance(default, ImageFont.FreeTypeFont)  # as Pillow has FreeType
-    return default
+    return _default_font()
+
+
+@cache
+def _default_font() -> ImageFont.FreeTypeFont:
+    """Pillow's own font: one object, because characters of different fonts are drawn apart."""
+    font = ImageFont.load_default(_SIZE)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as Pillow has FreeType
+    return font
 
 
 @cache
