@@ -95,6 +95,7 @@ def step_with_small_files(root: Path, cache: Path) -> None:
     (root / "result.json").write_text(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_interrupts_a_trial_and_does_not_fail_it(tmp_path: Path, cache: Path) -> None:
     process = FORKS.Process(target=step_with_small_files, args=(tmp_path, cache))
     process.start()

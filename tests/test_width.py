@@ -37,10 +37,8 @@ def test_a_running_sweep_is_widened_and_narrowed_again(local: StartLocal, tmp_pa
     assert begun(root) == ["0000", "0001", "0002"]
 
 
-@pytest.mark.parametrize(
-    ("fixture", "epochs"),
-    [pytest.param("local", 30, id="local"), pytest.param("start", 120, marks=pytest.mark.slow, id="Ray")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("fixture", "epochs"), [("local", 30), ("start", 120)], ids=["local", "Ray"])
 def test_a_narrowed_sweep_pauses_the_latest_trials_and_goes_on_with_them(
     request: pytest.FixtureRequest, tmp_path: Path, fixture: str, epochs: int
 ) -> None:

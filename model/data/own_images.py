@@ -85,7 +85,8 @@ class OwnImages:
             raise FileNotFoundError(f"the images must be converted again, but {error}") from None
         if facts.settings["digest"] != self._section.digest:
             raise FileNotFoundError(
-                f"the images must be converted again, but those in {self._section.path} have changed since"
+                f"the images must be converted again, but those in {self._section.path} have changed since, or another "
+                "version of Pillow or of this program had converted them"
             )
 
     def file_bytes(self, split: Split) -> int:
