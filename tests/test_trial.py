@@ -230,6 +230,19 @@ def test_what_a_trial_itself_asked_for_is_no_fault_of_the_surroundings(fail: Cal
     assert surroundings(fallen(fail)) is None
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("a bug"), None),
+        (ZeroDivisionError(), None),
+        (RuntimeError("a library's own error"), "no space is left on the disk"),
+    ],
+)
+def test_a_mistake_while_a_full_disk_is_handled_is_no_full_disk(error: Exception, words: str | None) -> None:
+    error.__context__ = OSError(28, "No space left on device")  # as Python sets it in an `except` block
+    assert surroundings(error) == words
+
+
 def test_a_killed_loading_process_is_told_by_its_signal() -> None:
     line = one_line(fallen(lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert line.startswith("RuntimeError: DataLoader worker")

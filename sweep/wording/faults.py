@@ -28,6 +28,8 @@ _WORDS = {
 _FRAME = re.compile(r'^\s*File ".*", line \d+.*$', re.MULTILINE)  # of a traceback
 _ERRNO = re.compile(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?")  # an OSError as its traceback ends
 _SHARED_MEMORY = re.compile(r"\(shm\)|/dev/shm|shared memory|</torch_")  # PyTorch's RuntimeErrors about it
+# Errors of the program itself. What was handled when one was raised is not its cause.
+_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 _NO_SHARED_MEMORY = "shared memory ran out: a container's --shm-size, or resources.cpus: 1, helps"
 
 
@@ -71,10 +73,11 @@ def surroundings(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields the error, then its causes (`__cause__`, or `__context__` unless suppressed)."""
+    """Yields the error, then its causes: `__cause__`, or `__context__` unless suppressed or the error is a mistake."""
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        alone = error.__suppress_context__ or isinstance(error, _MISTAKES)
+        error = error.__cause__ or (None if alone else error.__context__)
 
 
 def _unwrapped(error: OSError) -> OSError:
