@@ -172,6 +172,11 @@ def build_font(path: Path, heights: dict[str, int]) -> None:
     builder.save(path)
 
 
+def test_a_text_of_several_colours_in_one_font_is_laid_out_whole() -> None:
+    text = captions.Line([], captions._clusters([("AV", "black"), ("To", "red")])).text
+    assert [run.text for run in captions._runs(text, False)] == ["AVTo"]
+
+
 def test_captions_in_ascii_load_no_matplotlib() -> None:
     code = "import sys; from tests.test_badcases import drawn; drawn(('ab', 'b')); print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
