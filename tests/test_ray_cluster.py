@@ -292,6 +292,40 @@ def test_a_sweep_that_loses_ray_while_rays_own_code_joins_it_says_how_to_go_on_a
     assert_curves_without_scars(root)
 
 
+# A sweep whose main thread asks Ray's server (GCS) in Ray's C++, where no signal's handler runs, when it is killed.
+LOST_IN_A_QUESTION = """
+import pathlib, sys
+import psutil
+from sweep.execution import ray_cluster
+from sweep.run import command
+
+root = pathlib.Path(sys.argv.pop(1))
+wait = ray_cluster.ray.wait
+
+def lose(*arguments, **options):
+    if list(root.glob("trials/*/epoch_*2.pt")):
+        (server,) = [child for child in psutil.Process().children() if child.name() == "gcs_server"]
+        server.kill()
+        ray_cluster.ray._private.worker.global_worker.gcs_client.internal_kv_get(b"any", None, timeout=600)
+    return wait(*arguments, **options)
+
+ray_cluster.ray.wait = lose
+sys.exit(command())
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_that_loses_ray_while_rays_own_code_asks_it_leaves_no_process_and_no_file(
+    arguments: Callable[..., list[str]], temporary: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    sweep = Sweep(*arguments("r", **LONG), program=["-c", LOST_IN_A_QUESTION, str(root)])
+    wait_for(lambda: saved(root, 1))
+    family = sweep.family()
+    assert_interrupted(sweep, family)
+    assert list(temporary.glob("crnn-sweep-*")) == []
+
+
 @pytest.mark.slow
 def test_a_trial_that_loses_its_process_twice_in_a_moment_is_failed_and_the_others_complete(
     start: Start, tmp_path: Path

@@ -288,12 +288,23 @@ class OwnCluster(RayCluster):
         return process
 
     def _kill(self) -> None:
-        """Kills Ray's processes and all others in their sessions: also workers and agents whose parent has ended."""
-        sessions = {process.pid for process in self._processes}
+        """Kills Ray's processes and all others in their sessions: also workers and agents whose parent has ended, and
+        those that one of them starts meanwhile."""
+        killed: set[int] = set()
+        while living := self._members() - killed:
+            for pid in living:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            killed |= living
+
+    def _members(self) -> set[int]:
+        """The processes in the sessions of Ray's own processes."""
+        sessions, found = {process.pid for process in self._processes}, set()
         for pid in psutil.pids():
             with suppress(OSError):
                 if os.getsid(pid) in sessions:
-                    os.kill(pid, signal.SIGKILL)
+                    found.add(pid)
+        return found
 
 
 class JoinedCluster(RayCluster):
@@ -376,10 +387,11 @@ def _signals_taken_by_a_thread() -> Iterator[threading.Event]:
         over.set()
         signal.pthread_kill(thread.ident or 0, min(numbers))
         thread.join()
-        for number in numbers:  # installs Python's handlers again in place of those that Ray's C++ left
-            signal.signal(number, signal.getsignal(number))
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGUSR1, usual)
+        if threading.current_thread() is threading.main_thread():  # another closes this only to end the process
+            for number in numbers:  # installs Python's handlers again in place of those that Ray's C++ left
+                signal.signal(number, signal.getsignal(number))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.signal(signal.SIGUSR1, usual)
 
 
 def _answers(place: tuple[str, int]) -> bool:

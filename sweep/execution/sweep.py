@@ -250,15 +250,18 @@ class Sweep:
         self._give_up(cut or "the disk could not read a file that is mapped into memory (SIGBUS)")
 
     def _give_up(self, why: str) -> None:
-        """Writes the report and ends the process. Called from a thread when the main thread can't go on: Ray is lost
-        and its C++ blocks, or an image can't be read."""
+        """Writes the report, closes what the main thread would close and ends the process. Called from a thread when
+        the main thread can't go on: Ray is lost and its C++ blocks, or an image can't be read."""
         try:
             self._end(Fault(why, faults.INTERRUPTED))
         except BaseException as error:
             self.terminal.cut(f"{why}; {_logged(error).sentence}")
         finally:
             sys.stdout.flush()
-            os._exit(faults.INTERRUPTED)
+            try:
+                self.closing.close()
+            finally:
+                os._exit(faults.INTERRUPTED)
 
     def _end(self, fault: Fault | None) -> int:
         """Writes, prints and uploads the results so far, and returns the exit code."""
