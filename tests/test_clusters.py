@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sweep.run import main
-from tests.processes import Start, Sweep, saved, wait_for
+from tests.processes import Start, Sweep, saved, title, wait_for
 from tests.results import assert_curves_without_scars, leaderboard
 
 TOKEN = "0123456789abcdef" * 4
@@ -331,6 +331,36 @@ def test_the_trials_of_a_dead_node_go_on_elsewhere_from_their_last_epoch(
     wait_for(lambda: trained_at_once(tmp_path / "r") == 2)  # on one CPU each
     own_cluster.end(second)
     assert_tried_again(sweep, tmp_path / "r", "its node was lost")
+
+
+def stopped_in_its_epoch(node: subprocess.Popen[bytes]) -> psutil.Process:
+    """Waits until a node's process begins to train a trial, and suspends the process before the end of its epoch."""
+
+    def found() -> list[psutil.Process]:
+        family = psutil.Process(node.pid).children(recursive=True)
+        return [process for process in family if title(process).startswith("ray::ResourceTrainable.train")]
+
+    (process,) = wait_for(found)
+    process.suspend()
+    return process
+
+
+@pytest.mark.cluster
+def test_a_lost_node_and_a_lost_process_are_told_apart_also_in_the_first_epoch_on_a_node(
+    own_cluster: Cluster, home: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_variable(home, monkeypatch)
+    second, log = own_cluster.add_node(), tmp_path / "r" / "sweep.log"
+    sweep = start("r", "--address", own_cluster.address, **LONG, search__max_failures=0)
+    stopped_in_its_epoch(second)
+    own_cluster.end(second)
+    wait_for(lambda: "its node was lost; will be tried again" in log.read_text())
+    stopped_in_its_epoch(own_cluster.add_node()).kill()
+    wait_for(lambda: "its process was lost: killed" in log.read_text())
+    sweep.press_ctrl_c()
+    code, printed = sweep.wait(60)
+    assert code == 130, printed
+    assert sorted(row["state"] for row in leaderboard(tmp_path / "r")) == ["failed", "interrupted"]
 
 
 @pytest.mark.cluster

@@ -63,15 +63,14 @@ class RayTrial(tune.Trainable):
         self.trial: Trial | None = None
 
     def step(self) -> dict[str, Any]:
-        node = ray.get_runtime_context().get_node_id()
-        if self.joined and node in ray_compat.draining_nodes():
+        if self.joined and ray.get_runtime_context().get_node_id() in ray_compat.draining_nodes():
             self.cleanup()
             raise NodeEnds(_NODE_ENDS)
         if self.trial is None:
             keep_to_share(self.gpus)
             self.trial = self.make_trial(TrialRecord(**self.config["record"]))
         # In a tuple: Tune flattens dictionaries in dictionaries.
-        return {"result": (self.trial.step(),), "node": node}
+        return {"result": (self.trial.step(),)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -130,17 +129,27 @@ class _Suggestions(_HasSearch, Searcher):
         raise NotImplementedError
 
 
+class _Places(tune.Callback):
+    """Tune callback that remembers on which node of a joined cluster the process of each trial has started."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, str | None] = {}  # a trial's number → the node's ID
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.nodes[_record(trial)["number"]] = ray_compat.node_of(trial.temporary_state.ray_actor)
+
+
 class _Decisions(_HasSearch, FIFOScheduler):
     """Tune scheduler that reports each epoch to `Search`, whose answer stops the trial or lets it continue."""
 
-    def __init__(self, search: Search, cluster: RayCluster, cut_pool: Callable[[], str | None]) -> None:
+    def __init__(
+        self, search: Search, cluster: RayCluster, places: _Places, cut_pool: Callable[[], str | None]
+    ) -> None:
         super().__init__()
-        self._search, self._cluster, self._cut_pool = search, cluster, cut_pool
-        self._places: dict[int, str] = {}  # a trial's number → the node on which it last trained an epoch
+        self._search, self._cluster, self._places, self._cut_pool = search, cluster, places, cut_pool
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with held_back():
-            self._places[_record(trial)["number"]] = result["node"]
             go_on = self._search.report(_record(trial)["number"], result["result"][0])
         if not go_on:  # Tune may keep the process, which would hold the trial's lock and memory
             trial.temporary_state.ray_actor.cleanup.remote()
@@ -150,7 +159,7 @@ class _Decisions(_HasSearch, FIFOScheduler):
         if self._cluster.is_ending(within=1):
             return  # the trial is not to blame: `Search.interrupt` will mark it, and a resume continues it
         number, reason = _record(trial)["number"], _error_text(trial)
-        what, counts = _loss(reason, self._cluster.has_lost(self._places.get(number)))
+        what, counts = _loss(reason, self._cluster.has_lost(self._places.nodes.pop(number, None)))
         with held_back():
             if (cut := self._cut_pool()) is not None:
                 self._search.halt(number, cut)
@@ -200,10 +209,12 @@ def run(
             # Ray's C++ tries to mark them as lost in that store, finds it closed, and ends the sweep's process.
             attributes = {"make_trial": staticmethod(make_trial), "gpus": allotment.gpus, "joined": cluster.joined}
             trainable = type("SweepsTrial", (RayTrial,), attributes)
-            decisions = _Decisions(search, cluster, partial(cut_pool, config, workplace.pools))
+            places = _Places()
+            decisions = _Decisions(search, cluster, places, partial(cut_pool, config, workplace.pools))
             suggestions = _Suggestions(search, width, allotment, members)
             trainable = tune.with_resources(trainable, partial(_request, allotment))
-            _tuner(trainable, suggestions, decisions, workplace.root).fit()
+            callbacks = [places] if cluster.joined else []
+            _tuner(trainable, suggestions, decisions, callbacks, workplace.root).fit()
     except RayLost as error:
         search.halted = str(error)
 
@@ -217,7 +228,9 @@ def _request(allotment: Allotment, config: dict[str, Any]) -> tune.PlacementGrou
     return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": others}])
 
 
-def _tuner(trainable: Any, suggestions: _Suggestions, decisions: _Decisions, root: Path) -> tune.Tuner:
+def _tuner(
+    trainable: Any, suggestions: _Suggestions, decisions: _Decisions, callbacks: list[tune.Callback], root: Path
+) -> tune.Tuner:
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -233,7 +246,7 @@ def _tuner(trainable: Any, suggestions: _Suggestions, decisions: _Decisions, roo
             name="ray",
             storage_path=str(root),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[],
+            callbacks=callbacks,
             verbose=0,
         ),
     )

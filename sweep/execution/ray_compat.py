@@ -135,3 +135,11 @@ def draining_nodes() -> set[str]:
     from ray._private.state import state
 
     return set(state.get_draining_nodes())
+
+
+def node_of(actor: Any) -> str | None:
+    """The ID of the node on which a started actor runs."""
+    from ray._private.state import actors
+
+    node: str | None = actors(actor._actor_id.hex()).get("Address", {}).get("NodeID")
+    return node
