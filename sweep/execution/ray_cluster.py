@@ -387,7 +387,8 @@ def _signals_taken_by_a_thread() -> Iterator[threading.Event]:
         over.set()
         signal.pthread_kill(thread.ident or 0, min(numbers))
         thread.join()
-        if threading.current_thread() is threading.main_thread():  # another closes this only to end the process
+        # Only the main thread can install handlers. Another thread comes here only to end the process.
+        if threading.current_thread() is threading.main_thread():
             for number in numbers:  # installs Python's handlers again in place of those that Ray's C++ left
                 signal.signal(number, signal.getsignal(number))
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
